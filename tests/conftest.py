@@ -16,6 +16,9 @@ from hypothesis import HealthCheck, settings
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    from triton_interpreter import use_hardware_rounding
+
+    use_hardware_rounding()
 
 # The same drawn cases on every run: a red test is red for everyone. `--hypothesis-profile=explore`
 # draws new ones.
