@@ -6,9 +6,6 @@ a kernel module lists its specializations as `KernelVariant` records (`variants(
 `compile_variant` compiles one for a named architecture and reads what it uses out of the assembly
 and the binary, `catalogue` walks every kernel module, and `violations` holds the result to the
 architecture's limits.
-
-The architectures are data: NVIDIA's sm_80 (A100), sm_90 (H100, H200), sm_100 (B200), and AMD's
-gfx942 (MI300).
 """
 
 from __future__ import annotations
@@ -27,38 +24,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .architecture import ARCHITECTURES
 
-@dataclass(frozen=True)
-class Architecture:
-    """What a chip offers to one program (thread block, workgroup).
-
-    Attributes:
-        name: the name used in tuning tables, such as "sm_90".
-        backend, arch, warp_size: what `triton.backends.compiler.GPUTarget` takes.
-        shared_memory: bytes of shared memory (LDS) that one program may use.
-        registers: 32-bit registers that one thread may use.
-        matrix_instruction: the key in `MATRIX_INSTRUCTIONS` of the chip's full-rate instruction
-            (newer chips still execute mma.sync, as the slow path).
-    """
-
-    name: str
-    backend: str
-    arch: int | str
-    warp_size: int
-    shared_memory: int
-    registers: int
-    matrix_instruction: str
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    record.name: record
-    for record in (
-        Architecture("sm_80", "cuda", 80, 32, 163 * 1024, 255, "mma.sync"),
-        Architecture("sm_90", "cuda", 90, 32, 227 * 1024, 255, "wgmma"),
-        Architecture("sm_100", "cuda", 100, 32, 227 * 1024, 255, "tcgen05"),
-        Architecture("gfx942", "hip", "gfx942", 64, 64 * 1024, 512, "mfma"),
-    )
-}
 
 # Names under which matrix instructions are reported, and how the assembly spells them.
 MATRIX_INSTRUCTIONS: dict[str, str] = {
