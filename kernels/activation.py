@@ -26,7 +26,7 @@ def tanh(z):
     Below 0.625 the odd polynomial of Cephes' tanhf, above it 1 − 2 / (exp(2|z|) + 1): the quotient
     alone would lose every digit of a small z to cancellation.
     """
-    square = z * z
+    square = tl.minimum(z * z, 0.390625)
     odd = -5.70498872745e-3 * square + 2.06390887954e-2
     odd = odd * square - 5.37397155531e-2
     odd = odd * square + 1.33314422036e-1

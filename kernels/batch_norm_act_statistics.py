@@ -1,0 +1,252 @@
+"""What batch norm's kernels share: how a tensor is cut, and how partial statistics are merged.
+
+A channels_last tensor is a matrix [rows = N·H·W, channels]; a group (`stat_groups`) is an equal
+contiguous range of its rows. The two-pass kernels cut a group into `splits` ranges of rows and
+`column_blocks` blocks of columns; each program of the first pass leaves one partial result a
+column, and each program of the second pass merges those of its columns, always in the same order:
+no atomics, so results are bit-identical from run to run, and no third launch.
+
+A tensor with few channels would leave most lanes of a tile idle and break 16-byte accesses, so its
+matrix is folded: `fold` neighbouring rows count as one row of fold·channels columns. Partial
+results [groups, splits, fold·channels] are then, in memory, [groups, splits·fold, channels].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from .architecture import ARCHITECTURES
+
+# Partial results that one program of the second pass merges for a column: bounds its prologue.
+MAX_ENTRIES = 512
+
+# Of which it merges so many at a time.
+BLOCK_S = 64
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The part of the matrix that one program holds at a time: BLOCK_R rows × BLOCK_C columns."""
+
+    rows: int
+    columns: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tuning table of one architecture.
+
+    Attributes:
+        resident_forward, resident_backward: tiles of the one-pass kernels by rising height; a
+            group with at most `rows` rows fits the tile. Taller groups take two passes.
+        streaming: tile of the two-pass kernels by bytes of an element.
+        programs: programs of a pass over a tensor that has enough rows for them.
+    """
+
+    resident_forward: tuple[Tile, ...]
+    resident_backward: tuple[Tile, ...]
+    streaming: dict[int, Tile]
+    programs: int
+
+
+_RESIDENT_FORWARD = (Tile(128, 32, 4), Tile(512, 16, 8), Tile(2048, 8, 8), Tile(4096, 8, 16))
+_RESIDENT_BACKWARD = (Tile(128, 32, 4), Tile(512, 16, 8), Tile(2048, 8, 16))
+_STREAMING = {2: Tile(128, 64, 16), 4: Tile(128, 32, 16)}
+
+
+def _table(architecture: str, programs_per_multiprocessor: int) -> Table:
+    programs = ARCHITECTURES[architecture].multiprocessors * programs_per_multiprocessor
+    return Table(_RESIDENT_FORWARD, _RESIDENT_BACKWARD, _STREAMING, programs)
+
+
+# One program of 16 warps a multiprocessor: each merges the partial results of all others once,
+# which costs the less the fewer they are.
+TABLES: dict[str, Table] = {
+    "sm_80": _table("sm_80", 1),
+    "sm_90": _table("sm_90", 1),
+    "sm_100": _table("sm_100", 1),
+    "gfx942": _table("gfx942", 1),
+}
+
+
+def resident_tile(tiles: tuple[Tile, ...], rows: int) -> Tile | None:
+    """The smallest tile that holds a group of `rows` rows, None if none does."""
+    return next((tile for tile in tiles if rows <= tile.rows), None)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the two-pass kernels cut a tensor.
+
+    Attributes:
+        tile: what a program holds at a time.
+        groups: groups with statistics of their own.
+        fold: neighbouring rows that count as one.
+        rows: (folded) rows of a group.
+        columns: (folded) columns: fold · channels.
+        splits: ranges of rows in a group; none is empty.
+        rows_per_split: rows of every range but the last, which may be shorter.
+        column_blocks: blocks of tile.columns columns.
+    """
+
+    tile: Tile
+    groups: int
+    fold: int
+    rows: int
+    columns: int
+    splits: int
+    rows_per_split: int
+    column_blocks: int
+
+    @property
+    def programs(self) -> int:
+        return self.groups * self.splits * self.column_blocks
+
+    def partials(self, x: torch.Tensor) -> torch.Tensor:
+        """A fresh buffer [2, groups, splits, columns], float32, on x's device."""
+        shape = (2, self.groups, self.splits, self.columns)
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def cut(tile: Tile, programs: int, rows: int, channels: int, groups: int) -> Cut:
+    """Cuts groups of `rows` rows of `channels` channels; rows and channels are at least 1."""
+    fold = 1
+    while channels * fold < tile.columns or channels * fold % 16:
+        fold *= 2
+    if rows % fold:
+        fold = 1
+    columns, folded_rows = channels * fold, rows // fold
+    column_blocks = triton.cdiv(columns, tile.columns)
+    tiles = triton.cdiv(folded_rows, tile.rows)
+    splits = min(max(1, programs // (column_blocks * groups)), tiles, max(1, MAX_ENTRIES // fold))
+    rows_per_split = triton.cdiv(tiles, splits) * tile.rows
+    return Cut(
+        tile=tile,
+        groups=groups,
+        fold=fold,
+        rows=folded_rows,
+        columns=columns,
+        splits=triton.cdiv(folded_rows, rows_per_split),
+        rows_per_split=rows_per_split,
+        column_blocks=column_blocks,
+    )
+
+
+def matrix_shape(x: torch.Tensor, groups: int) -> tuple[int, int]:
+    """(rows of a group, channels) of a channels_last tensor [N, C, ...]."""
+    channels = x.shape[1]
+    return x.numel() // max(channels, 1) // groups, channels
+
+
+@triton.jit
+def parameters(weight, bias, channel, channels):
+    """weight[C] and bias[C] of a block of channels as float32; 1 and 0 where there are none."""
+    scale = tl.full(channel.shape, 1.0, tl.float32)
+    shift = tl.zeros(channel.shape, tl.float32)
+    if weight is not None:
+        scale = tl.load(weight + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    if bias is not None:
+        shift = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    return scale, shift
+
+
+@triton.jit
+def merge_rows(count, mean, m2):
+    """Merges the rows of a tile of (count, mean, M2) into one row.
+
+    Args:
+        count: [R, 1] float32, values behind each row; a row may have none.
+        mean, m2: [R, C] float32, their mean and their sum of squared deviations from it.
+
+    Returns:
+        (count, mean[C], M2[C]); with no value at all 0, 0, 0.
+    """
+    total = tl.sum(tl.sum(count, 1), 0)
+    share = count / tl.maximum(total, 1.0)
+    rough = tl.sum(share * mean, 0)
+    # A second sum of what the first rounded away: means may be large against their spread.
+    centre = rough + tl.sum(share * (mean - rough[None, :]), 0)
+    away = mean - centre[None, :]
+    return total, centre, tl.sum(m2 + count * away * away, 0)
+
+
+@triton.jit
+def merge_two(count, mean, m2, other_count, other_mean, other_m2):
+    """Merges two (count, mean[C], M2[C]) (Chan, Golub and LeVeque 1979)."""
+    total = count + other_count
+    away = other_mean - mean
+    share = other_count / tl.maximum(total, 1.0)
+    return total, mean + away * share, m2 + other_m2 + away * away * count * share
+
+
+@triton.jit
+def merge_group(
+    partials,
+    group,
+    groups,
+    splits,
+    rows,
+    rows_per_split,
+    channel,
+    channels,
+    FOLD: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Mean and biased variance of one group, from the partial statistics of its splits.
+
+    Args:
+        partials: [2, groups, splits·FOLD, channels] float32: means, then M2.
+        group: which group.
+        channel: [C] the channels wanted; those not below `channels` give 0.
+        rows, rows_per_split: of a group and of a split, folded rows.
+
+    Returns:
+        (values a channel, mean[C], M2[C]), float32.
+    """
+    entries = splits * FOLD
+    plane = tl.cast(groups, tl.int64) * entries * channels
+    base = partials + tl.cast(group, tl.int64) * entries * channels
+    count = 0.0
+    mean = tl.zeros_like(channel).to(tl.float32)
+    m2 = tl.zeros_like(channel).to(tl.float32)
+    for first in range(0, entries, BLOCK_S):
+        entry = first + tl.arange(0, BLOCK_S)[:, None]
+        values = tl.minimum(rows - (entry // FOLD) * rows_per_split, rows_per_split)
+        values = tl.where(entry < entries, values, 0).to(tl.float32)
+        inside = (entry < entries) & (channel[None, :] < channels)
+        where = entry * channels + channel[None, :]
+        tile_mean = tl.load(base + where, mask=inside, other=0.0)
+        tile_m2 = tl.load(base + plane + where, mask=inside, other=0.0)
+        tile_count, tile_mean, tile_m2 = merge_rows(values, tile_mean, tile_m2)
+        count, mean, m2 = merge_two(count, mean, m2, tile_count, tile_mean, tile_m2)
+    return count, mean, m2
+
+
+@triton.jit
+def sum_group(
+    partials, group, splits, channel, channels, FOLD: tl.constexpr, BLOCK_S: tl.constexpr
+):
+    """Sum of one plane's partial sums of one group, in a fixed order.
+
+    Args:
+        partials: [groups, splits·FOLD, channels] float32.
+        group: which group.
+        channel: [C] the channels wanted; those not below `channels` give 0.
+
+    Returns:
+        [C] float32.
+    """
+    entries = splits * FOLD
+    base = partials + tl.cast(group, tl.int64) * entries * channels
+    total = tl.zeros_like(channel).to(tl.float32)
+    for first in range(0, entries, BLOCK_S):
+        entry = first + tl.arange(0, BLOCK_S)[:, None]
+        inside = (entry < entries) & (channel[None, :] < channels)
+        where = entry * channels + channel[None, :]
+        total += tl.sum(tl.load(base + where, mask=inside, other=0.0), 0)
+    return total
