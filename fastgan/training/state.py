@@ -1,0 +1,172 @@
+"""What training changes: the networks, the averaged generator, the optimizers and the step.
+
+`TrainingState` knows how to start from a configuration, how to name every tensor that a checkpoint
+must hold, and how to take those tensors back; it knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import CheckpointError, ConfigError
+from fastgan.models import build_networks
+from fastgan.training.config import TrainConfig
+from fastgan.training.randomness import drawing_from
+
+Parameters = list[nn.Parameter]
+
+# torch's Adam in one fused kernel; RMSprop as Keras defines it, which is what the book used.
+OPTIMISERS: Mapping[str, Callable[[Parameters, float, TrainConfig], torch.optim.Optimizer]] = {
+    "adam": lambda parameters, lr, config: torch.optim.Adam(
+        parameters, lr=lr, betas=config.betas, fused=True
+    ),
+    "rmsprop": lambda parameters, lr, config: torch.optim.RMSprop(
+        parameters, lr=lr, alpha=0.9, eps=1e-7, foreach=True
+    ),
+}
+
+
+@dataclass
+class TrainingState:
+    """Networks G and D, the averaged G, both optimizers, and how many steps they have made."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    averaged_generator: nn.Module
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    device: torch.device
+    step: int = 0
+
+    @classmethod
+    def initial(cls, config: TrainConfig, device: torch.device) -> TrainingState:
+        """Step 0 of a run: a function of the configuration's seed (`channels` must be known)."""
+        if config.channels is None:
+            raise ConfigError("channels is not set: give 1, 3 or 4, or take the data's own")
+        with drawing_from(config.seed, "initialisation"):
+            generator, discriminator = build_networks(
+                preset=config.preset,
+                image_size=config.image_size,
+                channels=config.channels,
+                latent_dim=config.latent_dim,
+                generator_width=config.generator_width,
+                discriminator_width=config.discriminator_width,
+                upsample=cast("str", config.upsample),  # type: ignore[arg-type]
+                # The step applies the sigmoid itself, in float32 whatever the precision.
+                output="logit",
+            )
+        for network in (generator, discriminator):
+            network.to(device).to(memory_format=memory_format(config))  # type: ignore[call-overload]
+            network.train()
+        averaged = copy.deepcopy(generator).eval().requires_grad_(False)
+        optimiser = OPTIMISERS[config.optimiser]
+        return cls(
+            generator,
+            discriminator,
+            averaged,
+            optimiser(list(generator.parameters()), config.generator_lr, config),
+            optimiser(list(discriminator.parameters()), config.discriminator_lr, config),
+            device,
+        )
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The three networks by the name of their file in a checkpoint."""
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "ema": self.averaged_generator,
+        }
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor of the state: file name -> name in the file -> tensor (not copied)."""
+        named = {file: dict(network.state_dict()) for file, network in self.networks().items()}
+        named["optimizers"] = {
+            f"{file}.{name}.{key}": tensor
+            for file, name, parameter, optimizer in self._optimised()
+            for key, tensor in optimizer.state[parameter].items()
+        }
+        return named
+
+    def load(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the tensors that `tensors()` named, as a checkpoint of `step` holds them.
+
+        Raises `CheckpointError` where names or shapes are not those of this configuration.
+        """
+        try:
+            for file, network in self.networks().items():
+                network.load_state_dict(dict(tensors[file]))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{file}.safetensors does not fit this run's networks: {_first_line(error)}"
+            ) from error
+        left = dict(tensors["optimizers"])
+        for file, name, parameter, optimizer in self._optimised():
+            prefix = f"{file}.{name}."
+            mine = [key for key in left if key.startswith(prefix)]
+            state = optimizer.state[parameter]
+            for key in mine:
+                state[key.removeprefix(prefix)] = _like(parameter, left.pop(key))
+        if left:
+            raise CheckpointError(
+                f"optimizers.safetensors holds {min(left)}, which no parameter of this run has"
+            )
+        self.step = step
+
+    def _optimised(self) -> Iterator[tuple[str, str, nn.Parameter, torch.optim.Optimizer]]:
+        for file, network, optimizer in (
+            ("generator", self.generator, self.generator_optimizer),
+            ("discriminator", self.discriminator, self.discriminator_optimizer),
+        ):
+            for name, parameter in network.named_parameters():
+                yield file, name, parameter, optimizer
+
+    def finite(self, *, optimizers: bool) -> Tensor:
+        """Whether all weights and buffers (and optimizer tensors) are finite: a bool tensor."""
+        groups = self.tensors()
+        if not optimizers:
+            del groups["optimizers"]
+        tensors = [
+            tensor
+            for tensor in itertools.chain.from_iterable(group.values() for group in groups.values())
+            if tensor.is_floating_point() and tensor.device == self.device
+        ]
+        return torch.stack(torch._foreach_norm(tensors, float("inf"))).isfinite().all()
+
+
+def memory_format(config: TrainConfig) -> torch.memory_format:
+    """Layout of weights and images at a precision: channels_last for bf16."""
+    return torch.channels_last if config.precision == "bf16" else torch.contiguous_format
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a configuration; raises `ConfigError` where this machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name!r} is not a device such as cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name!r} is not supported: use cpu, cuda or cuda:1")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device={name!r} is not here: this machine offers {count} CUDA devices")
+    return device
+
+
+def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """A loaded optimizer tensor where and laid out as the optimizer keeps its own."""
+    if value.shape != parameter.shape:  # the step count, which the optimizer keeps where it was
+        return value.to(parameter.device) if parameter.is_cuda else value
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split()).removeprefix("Error(s) in loading state_dict for ")[:200]

@@ -1,0 +1,202 @@
+"""The trainer: a step with its images and random numbers, and the loop around it.
+
+`Trainer(config, data).fit()` trains into a run folder; `Trainer.resume(folder).fit()` goes on from
+its newest checkpoint and ends with the weights, to the bit, of a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastgan.data import PackedImages, normalise, open_images
+from fastgan.errors import ConfigError, DataError, RunError
+from fastgan.training.batches import Batches
+from fastgan.training.checkpoint import load_checkpoint
+from fastgan.training.config import TrainConfig
+from fastgan.training.curves import require_tensorboard
+from fastgan.training.loop import TrainingLoop
+from fastgan.training.objective import AdversarialLoss
+from fastgan.training.randomness import drawing_from, generator_for, latents
+from fastgan.training.run_folder import RunFolder, next_run_folder
+from fastgan.training.state import TrainingState, find_device, memory_format
+from fastgan.training.step import Step, adversarial_step
+
+
+class Trainer:
+    """Trains a DCGAN on packed images.
+
+    Args:
+        config: every setting; `channels` None takes the data's own.
+        data: the images, as `fastgan.data.open_images` packs them, of the configuration's size.
+        out: the run folder that `fit` makes; by default the next free one under runs/. (A
+            `RunFolder` is taken as it is: that is how `resume` goes on with one.)
+        console: where `fit` reports; by default standard output.
+
+    Raises:
+        ConfigError: a setting is not allowed, or does not fit the data or this machine.
+        DataError: the data set holds fewer images than a batch.
+        RunError: `out` already holds something.
+        MissingExtraError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: PackedImages,
+        out: str | Path | RunFolder | None = None,
+        console: Console | None = None,
+    ) -> None:
+        channels = data.channels if config.channels is None else config.channels
+        config = config.replace(channels=channels)
+        if (*data.image_size, data.channels) != (*config.image_size, channels):
+            raise ConfigError(
+                f"the data are {_size(data.image_size, data.channels)}, but the configuration says"
+                f" {_size(config.image_size, channels)}"
+            )
+        self.config, self.data = config, data
+        self.console = console if console is not None else Console()
+        if not isinstance(out, RunFolder):
+            out = RunFolder.new(out or next_run_folder(Path("runs"), Path(data.name).stem))
+        self.run = out
+        if config.tensorboard:
+            require_tensorboard()
+        self.loss = AdversarialLoss.of(config)
+        self.device = find_device(config.device)
+        self.batches = Batches(data, config, self.device)
+        self.state = TrainingState.initial(config, self.device)
+        self._step: Step = adversarial_step
+
+    @classmethod
+    def resume(
+        cls,
+        out: str | Path,
+        data: PackedImages | None = None,
+        console: Console | None = None,
+        **changes: Any,
+    ) -> Trainer:
+        """The trainer of a run folder at its newest checkpoint.
+
+        Args:
+            out: the run folder.
+            data: the images; by default they are opened as the configuration says.
+            console: where `fit` reports.
+            changes: settings that differ from config.json, such as `steps`.
+
+        Raises:
+            CheckpointError: no run, no checkpoint, or a damaged one.
+            ConfigError: a hyperparameter differs from the checkpoint's.
+            DataError: the images are not those that the run was trained on.
+        """
+        run = RunFolder.open(out)
+        config = run.read_config().replace(**changes)
+        saved = run.newest_checkpoint()
+        if saved is None:
+            # Killed before its first checkpoint: step 0 is a function of the configuration.
+            return cls(config, data if data is not None else open_data(config), run, console)
+        checkpoint = load_checkpoint(saved)
+        refused = checkpoint.config.changed_hyperparameters(config)
+        if refused:
+            raise ConfigError(
+                f"a resumed run keeps its hyperparameters, but {'; '.join(refused)}:"
+                " start a new run to change them"
+            )
+        if config.steps <= checkpoint.step:
+            raise RunError(
+                f"{out} has already made {checkpoint.step} of {config.steps} steps:"
+                " ask for more with --steps"
+            )
+        data = data if data is not None else open_data(config)
+        if data.digest != checkpoint.data_digest:
+            raise DataError(
+                f"the images of {config.data} are not those that {out} was trained on:"
+                " bring them back, or start a new run"
+            )
+        trainer = cls(config, data, run, console)
+        trainer.state.load(checkpoint.step, checkpoint.tensors)
+        return trainer
+
+    def step(self, real: Tensor) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            real: [D steps * batch, C, H, W]: uint8 as `PackedImages.batch` gives it (flipped if
+                the configuration says so, and normalised here), or float32 in [-1, 1], used as is.
+
+        Returns:
+            The metrics of `fastgan.training.step`, 0-dimensional tensors on the device. Nothing
+            here waits for the device.
+        """
+        config, state = self.config, self.state
+        images = self._prepare(real)
+        parts = config.discriminator_steps
+        shape = (parts, len(images) // parts, config.latent_dim)
+        z = latents(config.seed, "latents", state.step, shape, self.device)
+        modules = drawing_from(config.seed, "modules", state.step, self.device)
+        with modules, _repeatable(self.device):
+            metrics = self._step(state, config, self.loss, images, z)
+        state.step += 1
+        return metrics
+
+    def _prepare(self, real: Tensor) -> Tensor:
+        """Images on the device, in [-1, 1], in the memory format of the networks."""
+        config = self.config
+        wanted = (config.channels, *config.image_size)
+        parts = config.discriminator_steps
+        if tuple(real.shape[1:]) != wanted or not len(real) or len(real) % parts:
+            raise ConfigError(
+                f"real has shape {tuple(real.shape)}, but must be (N, {wanted[0]}, {wanted[1]},"
+                f" {wanted[2]}) with N a multiple of discriminator_steps={parts}"
+            )
+        real = real.to(self.device, non_blocking=True)
+        if real.dtype == torch.uint8:
+            if config.horizontal_flip:
+                draw = generator_for(config.seed, "flips", self.state.step, self.device)
+                flips = torch.rand(len(real), 1, 1, 1, generator=draw, device=self.device) < 0.5
+                real = torch.where(flips, real.flip(3), real)
+            real = normalise(real)
+        return real.contiguous(memory_format=memory_format(config))
+
+    def fit(self) -> bool:
+        """Train up to `config.steps`, writing the run folder.
+
+        Returns True when every step was made, False when a signal stopped the run, which then has
+        a checkpoint of the step that it stopped at.
+
+        Raises `RunError` where the run diverges (no checkpoint of it is kept), another process
+        trains into the folder, or the folder cannot be written.
+        """
+        loop = TrainingLoop(
+            self.config, self.state, self.run, self.batches, self.step, self.data.digest
+        )
+        return loop.run_to_end(self.console)
+
+
+def open_data(config: TrainConfig) -> PackedImages:
+    """The images that a configuration names, decoded and packed on first use."""
+    return open_images(config.data, config.image_size, config.channels, skip_bad=config.skip_bad)
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Within: cuDNN only uses convolutions that give the same bits every time."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def _size(image_size: tuple[int, int], channels: int) -> str:
+    return f"{image_size[0]}x{image_size[1]} with {channels} channel{'s' if channels > 1 else ''}"
