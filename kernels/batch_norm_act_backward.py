@@ -18,16 +18,9 @@ import triton.language as tl
 
 from .activation import activation_backward
 from .architecture import architecture_of
-from .batch_norm_act_statistics import (
-    BLOCK_S,
-    TABLES,
-    cut,
-    matrix_shape,
-    parameters,
-    resident_tile,
-    sum_group,
-)
+from .batch_norm_act_statistics import BLOCK_S, TABLES, parameters, resident_tile, sum_group
 from .channel_sums import channel_sums
+from .channels_last import cut, matrix_shape
 
 
 @triton.jit
@@ -130,7 +123,7 @@ def partial_gradients_kernel(
     tensor.
 
     Args:
-        grad_y, x: [groups·rows, columns] (folded, see batch_norm_act_statistics).
+        grad_y, x: [groups·rows, columns] (folded, see channels_last).
         mean, invstd: [groups, channels] float32.
         weight, bias: [channels] or None.
         partials: [2, groups, splits, columns] float32, written: Σ dz·x̂, then Σ dz.
@@ -311,7 +304,7 @@ def backward(
             )  # fmt: skip
             return grad_x, grad_weight, grad_bias
         plan = cut(table.streaming[x.element_size()], table.programs, rows, channels, groups)
-        partials = plan.partials(x)
+        partials = plan.partials(x, planes=2)
         geometry = (plan.rows, plan.columns, channels, plan.splits, plan.rows_per_split,
                     plan.column_blocks, groups, float(negative_slope))  # fmt: skip
         partial_gradients_kernel[(plan.programs,)](

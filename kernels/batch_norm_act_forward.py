@@ -20,14 +20,12 @@ from .architecture import architecture_of
 from .batch_norm_act_statistics import (
     BLOCK_S,
     TABLES,
-    Cut,
-    cut,
-    matrix_shape,
     merge_group,
     merge_rows,
     parameters,
     resident_tile,
 )
+from .channels_last import Cut, cut, matrix_shape
 
 
 @triton.jit
@@ -135,7 +133,7 @@ def partial_statistics_kernel(
     of the channel, so that a mean that is large against the spread costs no digits.
 
     Args:
-        x: [groups·rows, columns] (folded, see batch_norm_act_statistics).
+        x: [groups·rows, columns] (folded, see channels_last).
         partials: [2, groups, splits, columns] float32, written: means of x − origin, then M2.
         rows, rows_per_split: (folded) rows of a group and of a range.
     """
@@ -331,7 +329,7 @@ def forward_training(
             )  # fmt: skip
             return y, mean, invstd
         plan = cut(table.streaming[x.element_size()], table.programs, rows, channels, stat_groups)
-        partials = plan.partials(x)
+        partials = plan.partials(x, planes=2)
         partial_statistics_kernel[(plan.programs,)](
             x, partials, plan.rows, plan.columns, channels, plan.splits, plan.rows_per_split,
             plan.column_blocks, stat_groups,

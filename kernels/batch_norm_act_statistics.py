@@ -1,40 +1,22 @@
-"""What batch norm's kernels share: how a tensor is cut, and how partial statistics are merged.
+"""What batch norm's kernels share: the tuning table and the merging of partial statistics.
 
-A channels_last tensor is a matrix [rows = N·H·W, channels]; a group (`stat_groups`) is an equal
-contiguous range of its rows. The two-pass kernels cut a group into `splits` ranges of rows and
-`column_blocks` blocks of columns; each program of the first pass leaves one partial result a
-column, and each program of the second pass merges those of its columns, always in the same order:
-no atomics, so results are bit-identical from run to run, and no third launch.
-
-A tensor with few channels would leave most lanes of a tile idle and break 16-byte accesses, so its
-matrix is folded: `fold` neighbouring rows count as one row of fold·channels columns. Partial
-results [groups, splits, fold·channels] are then, in memory, [groups, splits·fold, channels].
+Statistics are kept as (count, mean, M2), M2 being the sum of squared deviations from the mean, and
+merged in a fixed order; E[x²] − E[x]² would lose every digit where the mean is large against the
+spread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 
 from .architecture import ARCHITECTURES
+from .channels_last import Tile
 
-# Partial results that one program of the second pass merges for a column: bounds its prologue.
-MAX_ENTRIES = 512
-
-# Of which it merges so many at a time.
+# Partial results that a program merges at a time.
 BLOCK_S = 64
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The part of the matrix that one program holds at a time: BLOCK_R rows × BLOCK_C columns."""
-
-    rows: int
-    columns: int
-    num_warps: int
 
 
 @dataclass(frozen=True)
@@ -77,70 +59,6 @@ TABLES: dict[str, Table] = {
 def resident_tile(tiles: tuple[Tile, ...], rows: int) -> Tile | None:
     """The smallest tile that holds a group of `rows` rows, None if none does."""
     return next((tile for tile in tiles if rows <= tile.rows), None)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the two-pass kernels cut a tensor.
-
-    Attributes:
-        tile: what a program holds at a time.
-        groups: groups with statistics of their own.
-        fold: neighbouring rows that count as one.
-        rows: (folded) rows of a group.
-        columns: (folded) columns: fold · channels.
-        splits: ranges of rows in a group; none is empty.
-        rows_per_split: rows of every range but the last, which may be shorter.
-        column_blocks: blocks of tile.columns columns.
-    """
-
-    tile: Tile
-    groups: int
-    fold: int
-    rows: int
-    columns: int
-    splits: int
-    rows_per_split: int
-    column_blocks: int
-
-    @property
-    def programs(self) -> int:
-        return self.groups * self.splits * self.column_blocks
-
-    def partials(self, x: torch.Tensor) -> torch.Tensor:
-        """A fresh buffer [2, groups, splits, columns], float32, on x's device."""
-        shape = (2, self.groups, self.splits, self.columns)
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
-
-
-def cut(tile: Tile, programs: int, rows: int, channels: int, groups: int) -> Cut:
-    """Cuts groups of `rows` rows of `channels` channels; rows and channels are at least 1."""
-    fold = 1
-    while channels * fold < tile.columns or channels * fold % 16:
-        fold *= 2
-    if rows % fold:
-        fold = 1
-    columns, folded_rows = channels * fold, rows // fold
-    column_blocks = triton.cdiv(columns, tile.columns)
-    tiles = triton.cdiv(folded_rows, tile.rows)
-    splits = min(max(1, programs // (column_blocks * groups)), tiles, max(1, MAX_ENTRIES // fold))
-    rows_per_split = triton.cdiv(tiles, splits) * tile.rows
-    return Cut(
-        tile=tile,
-        groups=groups,
-        fold=fold,
-        rows=folded_rows,
-        columns=columns,
-        splits=triton.cdiv(folded_rows, rows_per_split),
-        rows_per_split=rows_per_split,
-        column_blocks=column_blocks,
-    )
-
-
-def matrix_shape(x: torch.Tensor, groups: int) -> tuple[int, int]:
-    """(rows of a group, channels) of a channels_last tensor [N, C, ...]."""
-    channels = x.shape[1]
-    return x.numel() // max(channels, 1) // groups, channels
 
 
 @triton.jit
