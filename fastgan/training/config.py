@@ -62,12 +62,11 @@ class TrainConfig:
     skip_bad: bool = _setting(
         False, "Leave out images that cannot be decoded instead of stopping", resumable=True
     )
+    upscale: bool = _setting(False, "Enlarge images that are smaller than the image size")
     horizontal_flip: bool = _setting(False, "Mirror each image with probability one half")
 
     preset: str = _setting(
-        "dcgan",
-        "Networks and their settings: the PyTorch example's, or the book's 28x28",
-        choices=("dcgan", "book"),
+        "dcgan", "Networks, and the settings that go with them: dcgan, digits or book (28x28)"
     )
     latent_dim: int = _setting(100, "Length of the latent vector z", at_least=1)
     generator_width: int = _setting(64, "Channels of the generator's last hidden layer", at_least=1)
@@ -76,12 +75,14 @@ class TrainConfig:
     )
     upsample: str = _setting(
         "transposed",
-        "Generator upsampling: transposed convolution, or nearest resize + convolution, which"
-        " avoids checkerboards",
+        "How G enlarges: transposed (convolution), or resize (nearest, then convolution: no"
+        " checkerboards)",
         choices=("transposed", "resize"),
     )
 
-    objective: str = _setting("bce", "Adversarial objective, by its name in fastgan.objectives")
+    objective: str = _setting(
+        "bce", "Adversarial objective: bce, non_saturating, least_squares, hinge, wasserstein ..."
+    )
     real_label: float = _setting(
         1.0, "Label of real images in D's loss (0.9 smooths it)", at_least=0.0, at_most=1.0
     )
@@ -91,7 +92,9 @@ class TrainConfig:
     discriminator_steps: int = _setting(
         1, "D steps per G step, each on fresh images and fresh z", at_least=1
     )
-    optimiser: str = _setting("adam", "Optimiser of both networks", choices=("adam", "rmsprop"))
+    optimiser: str = _setting(
+        "adam", "Optimiser of both networks: adam or rmsprop", choices=("adam", "rmsprop")
+    )
     generator_lr: float = _setting(2e-4, "Learning rate of G", above=0.0)
     discriminator_lr: float = _setting(2e-4, "Learning rate of D", above=0.0)
     betas: tuple[float, float] = _setting((0.5, 0.999), "Adam's decay rates, as 0.5,0.999")
@@ -104,7 +107,7 @@ class TrainConfig:
     batch_size: int = _setting(64, "Images in a step", at_least=2)
     precision: str = _setting(
         "fp32",
-        "Arithmetic: float32, or autocast to bfloat16 with channels_last (faster)",
+        "Arithmetic: fp32, or bf16 (autocast to bfloat16, channels_last: faster)",
         choices=("fp32", "bf16"),
     )
     seed: int = _setting(
@@ -140,16 +143,13 @@ class TrainConfig:
         object.__setattr__(self, "betas", _betas(self.betas))
         for field in fields(self):
             _check(field, getattr(self, field.name))
+        _preset_settings(self.preset)
         AdversarialLoss.of(self)
 
     @classmethod
     def from_preset(cls, preset: str = "dcgan", **settings: Any) -> TrainConfig:
         """The preset's settings (`fastgan.models.PRESETS`), changed by `settings`."""
-        from fastgan.models import PRESETS
-
-        if preset not in PRESETS:
-            raise ConfigError(f"preset={preset!r} is not one of {_words(tuple(PRESETS))}")
-        return cls(**{**PRESETS[preset].settings, **settings, "preset": preset})
+        return cls(**{**_preset_settings(preset), **settings, "preset": preset})
 
     def replace(self, **changes: Any) -> TrainConfig:
         """This configuration with some settings changed."""
@@ -224,6 +224,14 @@ _KINDS: dict[str, tuple[str, Any]] = {
     "str": ("text", lambda value: isinstance(value, str)),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
 }
+
+
+def _preset_settings(preset: str) -> Mapping[str, Any]:
+    from fastgan.models import PRESETS
+
+    if preset not in PRESETS:
+        raise ConfigError(f"preset={preset!r} is not one of {_words(tuple(PRESETS))}")
+    return PRESETS[preset].settings
 
 
 def _betas(value: Any) -> tuple[float, float]:

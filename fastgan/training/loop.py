@@ -1,8 +1,8 @@
 """The loop around the step: read metrics, draw samples, save checkpoints, stop when asked.
 
 What it records of a step is a function of that step, so a run that was interrupted and resumed
-leaves the metrics, weights and grids of one that was not. Losses are read from the device once an interval; a run that has
-diverged is noticed there, and always before a checkpoint is written.
+leaves the metrics, weights and grids of one that was not. Losses are read from the device once an
+interval; a run that has diverged is noticed there, and always before a checkpoint is written.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastgan.errors import ConfigError
+from fastgan.errors import ConfigError, RunError
+from fastgan.training.checkpoint import load_checkpoint
+from fastgan.training.config import TrainConfig
+from fastgan.training.run_folder import replace_file
+from fastgan.training.state import build_generator
 
 _BATCH = 64
 
@@ -61,8 +67,41 @@ def png_bytes(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def write_folder(images: np.ndarray, folder: Path) -> None:
-    """Write 000000.png, 000001.png ... into `folder`, which is made if it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        to_pillow(image).save(folder / f"{index:06d}.png")
+def load_generator(path: Path, weights: str, device: torch.device) -> tuple[nn.Module, TrainConfig]:
+    """The generator of a checkpoint, in evaluation mode, and the run's configuration.
+
+    Args:
+        path: the checkpoint's folder.
+        weights: "ema" (the averaged generator) or "generator" (as the last step left it).
+        device: where to put it.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    checkpoint = load_checkpoint(path, (weights,))
+    config = checkpoint.config
+    generator = build_generator(config)
+    generator.load_state_dict(checkpoint.tensors[weights])
+    return generator.to(device).eval(), config
+
+
+def write_images(images: np.ndarray, out: Path) -> None:
+    """Write a grid where `out` ends in .png, else a folder of 000000.png, 000001.png ...
+
+    Whole or not at all. Raises `RunError` where the folder exists and is not empty.
+    """
+    if out.suffix.lower() == ".png":
+        replace_file(out, png_bytes(image_grid(images)))
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists and is not an empty folder: choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    try:
+        for index, image in enumerate(images):
+            to_pillow(image).save(temporary / f"{index:06d}.png")
+        temporary.chmod(0o755)  # mkdtemp's folder is its owner's alone
+        temporary.replace(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

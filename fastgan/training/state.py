@@ -10,7 +10,6 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,20 +47,8 @@ class TrainingState:
     @classmethod
     def initial(cls, config: TrainConfig, device: torch.device) -> TrainingState:
         """Step 0 of a run: a function of the configuration's seed (`channels` must be known)."""
-        if config.channels is None:
-            raise ConfigError("channels is not set: give 1, 3 or 4, or take the data's own")
         with drawing_from(config.seed, "initialisation"):
-            generator, discriminator = build_networks(
-                preset=config.preset,
-                image_size=config.image_size,
-                channels=config.channels,
-                latent_dim=config.latent_dim,
-                generator_width=config.generator_width,
-                discriminator_width=config.discriminator_width,
-                upsample=cast("str", config.upsample),  # type: ignore[arg-type]
-                # The step applies the sigmoid itself, in float32 whatever the precision.
-                output="logit",
-            )
+            generator, discriminator = _build(config)
         for network in (generator, discriminator):
             network.to(device).to(memory_format=memory_format(config))  # type: ignore[call-overload]
             network.train()
@@ -138,6 +125,28 @@ class TrainingState:
             if tensor.is_floating_point() and tensor.device == self.device
         ]
         return torch.stack(torch._foreach_norm(tensors, float("inf"))).isfinite().all()
+
+
+def build_generator(config: TrainConfig) -> nn.Module:
+    """The generator of a configuration; its values are to be loaded."""
+    with drawing_from(config.seed, "initialisation"):
+        return _build(config)[0]
+
+
+def _build(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+    if config.channels is None:
+        raise ConfigError("channels is not set: give 1, 3 or 4, or take the data's own")
+    return build_networks(
+        preset=config.preset,
+        image_size=config.image_size,
+        channels=config.channels,
+        latent_dim=config.latent_dim,
+        generator_width=config.generator_width,
+        discriminator_width=config.discriminator_width,
+        upsample=config.upsample,  # type: ignore[arg-type]
+        # The step applies the sigmoid itself, in float32 whatever the precision.
+        output="logit",
+    )
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:

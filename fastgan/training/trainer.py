@@ -180,7 +180,13 @@ class Trainer:
 
 def open_data(config: TrainConfig) -> PackedImages:
     """The images that a configuration names, decoded and packed on first use."""
-    return open_images(config.data, config.image_size, config.channels, skip_bad=config.skip_bad)
+    return open_images(
+        config.data,
+        config.image_size,
+        config.channels,
+        skip_bad=config.skip_bad,
+        upscale=config.upscale,
+    )
 
 
 @contextmanager
