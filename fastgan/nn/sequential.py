@@ -1,0 +1,111 @@
+"""A Sequential that runs neighbours as one operator: layer and activation in a single pass.
+
+The layers themselves stay unfused: it is the container that looks at neighbours each time it is
+called. So a slice of it, a layer called alone, a layer that stands in two containers with different
+followers, and a hook that somebody adds later are all right by construction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
+
+from fastgan.nn.batch_norm import BatchNorm2d
+from fastgan.nn.convolution import Conv2d, ConvTranspose2d
+from fastgan.nn.epilogue import epilogue_of
+
+# The layers that can apply an activation to their own output.
+FUSING = (Conv2d, ConvTranspose2d, BatchNorm2d)
+
+
+def _global_hooks() -> bool:
+    """True while anything listens to every module call (profilers, FLOP counters)."""
+    return bool(
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
+    )
+
+
+def why_not_fused(layer: nn.Module, follower: nn.Module) -> str | None:
+    """Say why `follower` cannot run inside `layer`, or None if it can.
+
+    Args:
+        layer: a module whose output goes to `follower` and nowhere else.
+        follower: the module after it in the same Sequential.
+
+    Returns:
+        The reason, or None when `layer` can apply the activation as its epilogue with every hook
+        seeing what it saw before.
+    """
+    if epilogue_of(follower) is None:
+        return f"{type(follower).__name__} is not an activation that a kernel applies"
+    own = getattr(layer, "activation", "identity")
+    if own != "identity":
+        return f"the layer applies an activation of its own ({own})"
+    # A plain forward pre-hook of the layer (spectral_norm, weight_norm, prune) sees the layer's
+    # arguments, which fusion leaves alone; every other hook would see a fused call.
+    if (
+        layer._forward_hooks
+        or layer._forward_pre_hooks_with_kwargs
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    ):
+        return "a hook on the layer would see the activated output"
+    if (
+        follower._forward_hooks
+        or follower._forward_pre_hooks
+        or follower._backward_hooks
+        or follower._backward_pre_hooks
+    ):
+        return "a hook on the activation would not be called"
+    if layer._compiled_call_impl is not None or follower._compiled_call_impl is not None:
+        return "the module is compiled on its own"
+    if "forward" in follower.__dict__:
+        return "the activation's forward is replaced on the instance"
+    if _global_hooks():
+        return "a global module hook is registered"
+    return None
+
+
+class Sequential(nn.Sequential):
+    """`torch.nn.Sequential` that applies an activation inside the fastgan layer before it.
+
+    A `fastgan.nn.Conv2d`, `ConvTranspose2d` or `BatchNorm2d` followed at once by a `ReLU`,
+    `LeakyReLU`, `Tanh` or `Sigmoid` runs as one operator, unless a hook would notice. It holds
+    nothing besides its modules: names, indices, slices and state_dict are those of the twin.
+    """
+
+    def forward(self, input: Any) -> Any:
+        """Chain the modules, fused where they can be.
+
+        Args:
+            input: what the first module takes; usually [N, C, H, W].
+
+        Returns:
+            What the last module returns.
+        """
+        modules = list(self._modules.values())
+        last = len(modules) - 1
+        index = 0
+        while index <= last:
+            module = modules[index]
+            if (
+                index < last
+                and isinstance(module, FUSING)
+                and why_not_fused(module, modules[index + 1]) is None
+            ):
+                input = module(input, epilogue=epilogue_of(modules[index + 1]))
+                index += 2
+            else:
+                input = module(input)
+                index += 1
+        return input
