@@ -1,0 +1,170 @@
+"""`bench step`: a whole DCGAN training step, fastgan's against the same step in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from bench.baselines import PlainStep, Recipe, StepRecord, Workload, recipes
+from bench.ceilings import measure_ceilings
+from bench.gate import Verdict
+from bench.method import Contestant, first_line, race
+from bench.results import Results, Row, capture_environment
+from bench.rows import Entry, rows_of
+from bench.shapes import step_passes
+from bench.step_gate import ExactStep, judge_step
+from fastgan.errors import ConfigError
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What `bench step` was asked for.
+
+    Attributes:
+        device: where to run.
+        image_size: side of the images in pixels.
+        batch_sizes: one case each.
+        precision: "fp32" or "bf16".
+        against: names of baselines, or () for all of the device's.
+        seconds: time for the timed rounds of each case.
+        seed: of weights, images and latents.
+        width: channels of the networks' outer hidden maps.
+        tiny: measure the ceilings with tiny buffers (a walk through the code).
+    """
+
+    device: torch.device
+    image_size: int = 64
+    batch_sizes: tuple[int, ...] = (64,)
+    precision: str = "bf16"
+    against: tuple[str, ...] = ()
+    seconds: float = 60.0
+    seed: int = 0
+    width: int = 64
+    tiny: bool = False
+
+    def baselines(self) -> list[Recipe]:
+        """The baselines asked for.
+
+        Raises:
+            ConfigError: a name is not one of the device's baselines.
+        """
+        offered = {recipe.name: recipe for recipe in recipes(self.device, self.precision)}
+        for name in self.against:
+            if name not in offered:
+                raise ConfigError(
+                    f"--against {name!r} is no baseline on {self.device.type}: "
+                    f"choose among {', '.join(map(repr, offered))}"
+                )
+        return [offered[name] for name in self.against or offered]
+
+
+class StepProvider(Protocol):
+    """A way to make a training step: `record` for the gate, `program` for the clock."""
+
+    name: str
+    ours: bool
+    precision: str
+    implementation: str
+
+    def record(self, workload: Workload) -> StepRecord:
+        """One step from the initial weights, in a program of its own."""
+
+    def program(self, workload: Workload) -> Callable[[], object]:
+        """What is timed: one call, one step."""
+
+
+class BaselineProvider:
+    """A recipe of bench/baselines.py."""
+
+    ours = False
+    implementation = ""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.name = recipe, recipe.name
+        self.precision = recipe.precision
+
+    def record(self, workload: Workload) -> StepRecord:
+        """One step of a fresh program on the workload's latents."""
+        return PlainStep(self.recipe, workload).record(workload.latents())
+
+    def program(self, workload: Workload) -> Callable[[], object]:
+        """One call, one step; a graph's replay where the recipe captures."""
+        return PlainStep(self.recipe, workload).program()
+
+
+def run_step(
+    options: StepOptions,
+    report: Report = print,
+    providers: Sequence[StepProvider] | None = None,
+    finished: Callable[[Results], None] = lambda _: None,
+) -> Results:
+    """Measure the step at every batch size.
+
+    Args:
+        options: what to measure.
+        report: takes a line for each thing begun.
+        providers: what to compare; by default fastgan and the baselines asked for.
+        finished: called with the results so far after every batch size.
+    """
+    if providers is None:
+        from bench.fastgan_step import FastganProvider
+
+        baselines = [BaselineProvider(recipe) for recipe in options.baselines()]
+        providers = [FastganProvider(options.precision), *baselines]
+    results = Results("step", capture_environment(options.device, options.seed))
+    report("measuring the ceilings: a large copy, large matrix products")
+    results.ceilings = measure_ceilings(options.device, tiny=options.tiny)
+    for batch in options.batch_sizes:
+        workload = Workload(options.image_size, batch, options.device, options.seed, options.width)
+        results.rows += step_rows(workload, providers, options, results.ceilings, report)
+        finished(results)
+    return results
+
+
+def step_rows(
+    workload: Workload,
+    providers: Sequence[StepProvider],
+    options: StepOptions,
+    ceilings: dict[str, float],
+    report: Report = print,
+) -> list[Row]:
+    """Gate and race the providers on one workload."""
+    batch, size = workload.batch_size, workload.image_size
+    report(f"batch {batch}: one step in float64")
+    exact = ExactStep(workload)
+    entries, contestants = [], []
+    for provider in providers:
+        report(f"batch {batch}: preparing {provider.name}")
+        verdict: Verdict | None = None
+        failure = ""
+        try:
+            verdict = judge_step(exact, provider.record(workload), provider.precision)
+            if verdict.passed:
+                contestants.append(Contestant(provider.name, provider.program(workload)))
+        except Exception as error:
+            failure = first_line(error)
+        entries.append(
+            Entry(provider.name, provider.ours, verdict, failure, provider.implementation)
+        )
+    del exact
+    report(f"batch {batch}: {len(contestants)} providers in turns for {options.seconds:.0f} s")
+    timings = race(contestants, workload.device, seconds=options.seconds)
+    dtype = "bfloat16" if options.precision == "bf16" else "float32"
+    template = Row(
+        case=f"DCGAN step {size}×{size}",
+        provider="",
+        direction="step",
+        shape=f"batch {batch}",
+        dtype=dtype,
+    )
+    work = step_passes(size, batch, options.precision, workload.width)
+    rows = rows_of(template, entries, timings, work, ceilings)
+    for row in rows:
+        if row.median is not None:
+            row.extra["images_per_second"] = batch / row.median
+    return rows
