@@ -1,0 +1,295 @@
+// Batch norm and activation over [rows, channels]: two passes over memory forward, two backward.
+//
+// A task is a run of row blocks; a block is small enough to stay in the first-level cache, so that
+// its mean and its M2 = sum((x - mean)^2) are two sweeps but one read of memory. Statistics of
+// blocks, then of tasks, are merged in order with Chan's formula (Chan, Golub & LeVeque, 1979).
+// The activation's mask is recomputed in backward; nothing but mean and deviation is kept.
+#pragma once
+
+#include "dispatch.h"
+#include "kernels.h"
+#include "vector.h"
+
+namespace fastgan::cpu::FASTGAN_LEVEL {
+
+// How the rows of one group are cut: by the shape alone.
+struct RowTasks {
+  int64_t rows, block_rows, blocks, count;
+
+  RowTasks(int64_t all_rows, int64_t row_bytes) : rows(all_rows) {
+    constexpr int64_t kBlockBytes = 16384, kMostTasks = 32;
+    block_rows = kBlockBytes / row_bytes;
+    if (block_rows < 8) block_rows = 8;
+    if (block_rows > 2048) block_rows = 2048;
+    blocks = (rows + block_rows - 1) / block_rows;
+    count = blocks < kMostTasks ? blocks : kMostTasks;
+  }
+
+  // Calls visit(first row, number of rows) for each block of a task.
+  template <class Visit>
+  FASTGAN_SHARED void for_blocks(int64_t task, const Visit& visit) const {
+    for (int64_t block = task * blocks / count; block < (task + 1) * blocks / count; ++block) {
+      const int64_t first = block * block_rows;
+      visit(first, first + block_rows <= rows ? block_rows : rows - first);
+    }
+  }
+};
+
+FASTGAN_SHARED int64_t padded(int64_t channels) {
+  return (channels + kLanes - 1) / kLanes * kLanes;
+}
+
+// Mean and M2 of one block of rows, merged into those of the `seen` rows before it.
+template <int vectors, class T>
+FASTGAN_SHARED void merge_block(const T* x, int64_t rows, int64_t channels, int width, float seen,
+                                float* mean, float* m2) {
+  Lanes sum[vectors] = {}, square[vectors] = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) sum[v] += load_width(x + row * channels + v * kLanes, width);
+  }
+  const float count = static_cast<float>(rows);
+  FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = sum[v] / count;
+  for (int64_t row = 0; row < rows; ++row) {
+    FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
+      const Lanes centred = load_width(x + row * channels + v * kLanes, width) - sum[v];
+      square[v] += centred * centred;
+    }
+  }
+  FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
+    const Lanes before = load(mean + v * kLanes);
+    const Lanes delta = sum[v] - before;
+    store(mean + v * kLanes, before + delta * (count / (seen + count)));
+    store(m2 + v * kLanes, load(m2 + v * kLanes) + square[v] +
+                               delta * delta * (seen * (count / (seen + count))));
+  }
+}
+
+// Fills mean and inverse_deviation, and advances the running statistics, a group after the other.
+template <class T>
+void statistics(const BatchNormForward& call, const RowTasks& tasks) {
+  const int64_t width = padded(call.channels), stride = 2 * width;
+  auto* partials = static_cast<float*>(
+      scratch(Scratch::partials, call.groups * tasks.count * stride * sizeof(float)));
+  parallel_for(call.groups * tasks.count, [&](int64_t index) {
+    const int64_t group = index / tasks.count;
+    const T* x = static_cast<const T*>(call.x) + group * call.rows * call.channels;
+    float *mean = partials + index * stride, *m2 = mean + width;
+    memset(mean, 0, stride * sizeof(float));
+    float seen = 0.0f;
+    tasks.for_blocks(index % tasks.count, [&](int64_t first, int64_t rows) {
+      for_channel_blocks(call.channels, [&](auto vectors, int64_t channel, int lanes) {
+        merge_block<decltype(vectors)::value>(x + first * call.channels + channel, rows,
+                                              call.channels, lanes, seen, mean + channel,
+                                              m2 + channel);
+      });
+      seen += static_cast<float>(rows);
+    });
+  });
+  for (int64_t group = 0; group < call.groups; ++group) {
+    for (int64_t channel = 0; channel < call.channels; ++channel) {
+      double seen = 0.0, mean = 0.0, m2 = 0.0;
+      for (int64_t task = 0; task < tasks.count; ++task) {
+        double rows = 0.0;
+        tasks.for_blocks(task, [&](int64_t, int64_t count) { rows += static_cast<double>(count); });
+        const float* partial = partials + (group * tasks.count + task) * stride + channel;
+        const double delta = partial[0] - mean;
+        m2 += partial[width] + delta * delta * (seen * rows / (seen + rows));
+        mean += delta * (rows / (seen + rows));
+        seen += rows;
+      }
+      call.mean[group * call.channels + channel] = static_cast<float>(mean);
+      call.inverse_deviation[group * call.channels + channel] =
+          static_cast<float>(1.0 / __builtin_sqrt(m2 / seen + call.epsilon));
+      if (call.running_mean) {
+        float& running = call.running_mean[channel];
+        running = static_cast<float>((1.0 - call.momentum) * running + call.momentum * mean);
+      }
+      if (call.running_var) {
+        float& running = call.running_var[channel];
+        running = static_cast<float>((1.0 - call.momentum) * running +
+                                     call.momentum * (m2 / (seen - 1.0)));
+      }
+    }
+  }
+}
+
+// What a block of channels needs of the parameters: z = (x - mean) * scale + bias.
+template <int vectors>
+struct ChannelParameters {
+  Lanes mean[vectors], scale[vectors], bias[vectors];
+
+  FASTGAN_SHARED ChannelParameters(const float* mean_at, const float* deviation_at,
+                                   const float* weight_at, const float* bias_at, int width) {
+    FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
+      mean[v] = load_width(mean_at + v * kLanes, width);
+      scale[v] = load_width(deviation_at + v * kLanes, width);
+      if (weight_at) scale[v] *= load_width(weight_at + v * kLanes, width);
+      bias[v] = bias_at ? load_width(bias_at + v * kLanes, width) : Lanes{};
+    }
+  }
+};
+
+FASTGAN_SHARED const float* at(const float* values, int64_t index) {
+  return values ? values + index : nullptr;
+}
+
+template <class T, Activation activation>
+void apply_forward(const BatchNormForward& call, const RowTasks& tasks) {
+  parallel_for(call.groups * tasks.count, [&](int64_t index) {
+    const int64_t group = index / tasks.count, origin = group * call.rows * call.channels;
+    const float* mean = call.mean + group * call.channels;
+    const float* deviation = call.inverse_deviation + group * call.channels;
+    tasks.for_blocks(index % tasks.count, [&](int64_t first, int64_t rows) {
+      for_channel_blocks(call.channels, [&](auto vectors, int64_t channel, int width) {
+        constexpr int kVectors = decltype(vectors)::value;
+        const ChannelParameters<kVectors> p(mean + channel, deviation + channel,
+                                            at(call.weight, channel), at(call.bias, channel),
+                                            width);
+        const int64_t offset = origin + first * call.channels + channel;
+        const T* x = static_cast<const T*>(call.x) + offset;
+        T* y = static_cast<T*>(call.y) + offset;
+        for (int64_t row = 0; row < rows; ++row, x += call.channels, y += call.channels) {
+          FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const Lanes z = (load_width(x + v * kLanes, width) - p.mean[v]) * p.scale[v];
+            store_width(y + v * kLanes,
+                        activate<VectorMath, activation>(z + p.bias[v], call.negative_slope),
+                        width);
+          }
+        }
+      });
+    });
+  });
+}
+
+void batch_norm_forward(const BatchNormForward& call) {
+  if (call.rows == 0 || call.channels == 0) return;
+  with_type(call.type, [&](auto element) {
+    using T = typename decltype(element)::type;
+    const RowTasks tasks(call.rows, call.channels * sizeof(T));
+    if (call.training) statistics<T>(call, tasks);
+    with_activation(call.activation, [&](auto activation) {
+      apply_forward<T, decltype(activation)::value>(call, tasks);
+    });
+  });
+}
+
+// sum(g) and sum(g * (x - mean)) of a run of rows, where g is the gradient before the activation.
+template <class T, Activation activation>
+void gradient_sums(const BatchNormBackward& call, const RowTasks& tasks, float* partials) {
+  const int64_t padded_channels = padded(call.channels), stride = 2 * padded_channels;
+  parallel_for(call.groups * tasks.count, [&](int64_t index) {
+    const int64_t group = index / tasks.count, origin = group * call.rows * call.channels;
+    float* sums = partials + index * stride;
+    memset(sums, 0, stride * sizeof(float));
+    tasks.for_blocks(index % tasks.count, [&](int64_t first, int64_t rows) {
+      for_channel_blocks(call.channels, [&](auto vectors, int64_t channel, int width) {
+        constexpr int kVectors = decltype(vectors)::value;
+        const ChannelParameters<kVectors> p(call.mean + group * call.channels + channel,
+                                            call.inverse_deviation + group * call.channels + channel,
+                                            at(call.weight, channel), at(call.bias, channel),
+                                            width);
+        const int64_t offset = origin + first * call.channels + channel;
+        const T* x = static_cast<const T*>(call.x) + offset;
+        const T* grad_y = static_cast<const T*>(call.grad_y) + offset;
+        Lanes sum[kVectors] = {}, product[kVectors] = {};
+        for (int64_t row = 0; row < rows; ++row, x += call.channels, grad_y += call.channels) {
+          FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const Lanes centred = load_width(x + v * kLanes, width) - p.mean[v];
+            const Lanes g = activation_backward<VectorMath, activation>(
+                load_width(grad_y + v * kLanes, width), centred * p.scale[v] + p.bias[v],
+                call.negative_slope);
+            sum[v] += g;
+            product[v] += g * centred;
+          }
+        }
+        FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
+          float* target = sums + channel + v * kLanes;
+          store(target, load(target) + sum[v]);
+          store(target + padded_channels, load(target + padded_channels) + product[v]);
+        }
+      });
+    });
+  });
+}
+
+// The gradient of x: scale * (g - mean of g - (x - mean) * factor), the last two only in training.
+template <class T, Activation activation>
+void apply_backward(const BatchNormBackward& call, const RowTasks& tasks, const float* means) {
+  const int64_t padded_channels = padded(call.channels);
+  parallel_for(call.groups * tasks.count, [&](int64_t index) {
+    const int64_t group = index / tasks.count, origin = group * call.rows * call.channels;
+    const float* group_means = means + group * 2 * padded_channels;
+    tasks.for_blocks(index % tasks.count, [&](int64_t first, int64_t rows) {
+      for_channel_blocks(call.channels, [&](auto vectors, int64_t channel, int width) {
+        constexpr int kVectors = decltype(vectors)::value;
+        const ChannelParameters<kVectors> p(call.mean + group * call.channels + channel,
+                                            call.inverse_deviation + group * call.channels + channel,
+                                            at(call.weight, channel), at(call.bias, channel),
+                                            width);
+        Lanes mean_g[kVectors], factor[kVectors];
+        FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
+          mean_g[v] = load(group_means + channel + v * kLanes);
+          factor[v] = load(group_means + padded_channels + channel + v * kLanes);
+        }
+        const int64_t offset = origin + first * call.channels + channel;
+        const T* x = static_cast<const T*>(call.x) + offset;
+        const T* grad_y = static_cast<const T*>(call.grad_y) + offset;
+        T* grad_x = static_cast<T*>(call.grad_x) + offset;
+        for (int64_t row = 0; row < rows; ++row) {
+          FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const int64_t at_element = row * call.channels + v * kLanes;
+            const Lanes centred = load_width(x + at_element, width) - p.mean[v];
+            const Lanes g = activation_backward<VectorMath, activation>(
+                load_width(grad_y + at_element, width), centred * p.scale[v] + p.bias[v],
+                call.negative_slope);
+            store_width(grad_x + at_element, (g - mean_g[v] - centred * factor[v]) * p.scale[v],
+                        width);
+          }
+        }
+      });
+    });
+  });
+}
+
+void batch_norm_backward(const BatchNormBackward& call) {
+  memset(call.grad_weight, 0, call.channels * sizeof(float));
+  memset(call.grad_bias, 0, call.channels * sizeof(float));
+  if (call.rows == 0 || call.channels == 0) return;
+  const int64_t width = padded(call.channels), stride = 2 * width;
+  with_type(call.type, [&](auto element) {
+    using T = typename decltype(element)::type;
+    const RowTasks tasks(call.rows, call.channels * 2 * sizeof(T));
+    auto* partials = static_cast<float*>(scratch(
+        Scratch::partials, call.groups * (tasks.count + 1) * stride * sizeof(float)));
+    float* means = partials + call.groups * tasks.count * stride;
+    memset(means, 0, call.groups * stride * sizeof(float));
+    with_activation(call.activation, [&](auto activation) {
+      gradient_sums<T, decltype(activation)::value>(call, tasks, partials);
+      for (int64_t channel = 0; channel < call.channels; ++channel) {
+        double grad_weight = 0.0, grad_bias = 0.0;
+        for (int64_t group = 0; group < call.groups; ++group) {
+          const double deviation = call.inverse_deviation[group * call.channels + channel];
+          double sum = 0.0, product = 0.0;
+          for (int64_t task = 0; task < tasks.count; ++task) {
+            const float* partial = partials + (group * tasks.count + task) * stride + channel;
+            sum += partial[0];
+            product += partial[width];
+          }
+          grad_weight += product * deviation;
+          grad_bias += sum;
+          if (call.training) {
+            const double rows = static_cast<double>(call.rows);
+            means[group * stride + channel] = static_cast<float>(sum / rows);
+            means[group * stride + width + channel] =
+                static_cast<float>(product * deviation * deviation / rows);
+          }
+        }
+        call.grad_weight[channel] = static_cast<float>(grad_weight);
+        call.grad_bias[channel] = static_cast<float>(grad_bias);
+      }
+      apply_backward<T, decltype(activation)::value>(call, tasks, means);
+    });
+  });
+}
+
+}  // namespace fastgan::cpu::FASTGAN_LEVEL

@@ -1,0 +1,83 @@
+// The table of kernels that every instruction-set level fills, and what a kernel is told.
+//
+// Pointers are to dense NHWC memory. Every kernel splits its work into tasks by the shape alone,
+// hands them to `parallel`, and combines their results in task order, so that the number of
+// threads never changes a bit of the result.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../common/activation.h"
+
+namespace fastgan::cpu {
+
+enum class DataType : int { float32, bfloat16, float16 };
+
+// Runs task(context, index) for every index below `count`, on torch's threads.
+void parallel(int64_t count, void (*task)(void* context, int64_t index), void* context);
+
+// Memory of the calling thread that is kept and reused: at least `bytes`, 64-byte aligned. Each
+// slot is a buffer of its own; what an earlier call left in it is lost.
+enum class Scratch : int { partials, weights, first_operand, second_operand, task, slots };
+void* scratch(Scratch slot, size_t bytes);
+
+struct BatchNormForward {
+  DataType type;
+  int64_t groups, rows, channels;  // x is [groups, rows, channels]
+  const void* x;
+  void* y;
+  const float *weight, *bias;          // [channels] or null
+  float *mean, *inverse_deviation;     // [groups, channels]: written if `training`, else read
+  float *running_mean, *running_var;   // [channels] or null; only written if `training`
+  double momentum, epsilon;
+  Activation activation;
+  float negative_slope;
+  bool training;
+};
+
+struct BatchNormBackward {
+  DataType type;
+  int64_t groups, rows, channels;
+  const void *grad_y, *x;
+  void* grad_x;
+  const float *weight, *bias;
+  const float *mean, *inverse_deviation;  // [groups, channels], or [channels] if not `training`
+  float *grad_weight, *grad_bias;         // [channels]
+  Activation activation;
+  float negative_slope;
+  bool training;
+};
+
+struct BiasAct {
+  DataType type;
+  int64_t rows, channels;  // x is [rows, channels]
+  const void* x;
+  const float* bias;    // [channels] or null
+  const void* grad_y;   // backward alone
+  void* result;         // y, or the gradient of x
+  float* grad_bias;     // backward alone: [channels] or null
+  Activation activation;
+  float negative_slope;
+};
+
+struct AdversarialLoss {
+  DataType type;
+  int objective;
+  int64_t real_count, fake_count;
+  const void *real, *fake;
+  void *grad_real, *grad_fake;  // real and grad_real are null: the generator's loss
+  float* results;  // loss, mean D(x), mean D(G(z)); the generator's: loss, mean D(G(z))
+  double real_label, fake_label;
+};
+
+struct Kernels {
+  const char* name;
+  void (*batch_norm_forward)(const BatchNormForward&);
+  void (*batch_norm_backward)(const BatchNormBackward&);
+  void (*bias_act_forward)(const BiasAct&);
+  void (*bias_act_backward)(const BiasAct&);
+  void (*adversarial_loss)(const AdversarialLoss&);
+};
+
+}  // namespace fastgan::cpu

@@ -1,0 +1,244 @@
+// The kernels as operators of torch's dispatcher, namespace fastgan_cpu, by the stable ABI.
+//
+// Every operator writes into tensors that the caller allocated (fastgan/native_kernels.py) and
+// returns nothing. What is checked here is what keeps a kernel inside its memory: device, dtype,
+// number of elements and dense NHWC order. What a user may pass is checked in fastgan.ops.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "../common/objectives.h"
+#include "levels.h"
+
+namespace {
+
+using fastgan::Activation;
+using fastgan::cpu::DataType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DataType data_type(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DataType::float32;
+    case ScalarType::BFloat16:
+      return DataType::bfloat16;
+    case ScalarType::Half:
+      return DataType::float16;
+    default:
+      STD_TORCH_CHECK(false, "expected float32, bfloat16 or float16");
+  }
+}
+
+// True if the elements lie densely with the channels (dimension 1) innermost.
+bool is_channels_last(const Tensor& tensor) {
+  const int64_t dimensions = tensor.dim();
+  int64_t expected = 1;
+  auto matches = [&](int64_t dimension) {
+    const int64_t size = tensor.size(dimension);
+    const bool right = size == 1 || tensor.stride(dimension) == expected;
+    expected *= size;
+    return right;
+  };
+  if (dimensions > 1 && !matches(1)) return false;
+  for (int64_t dimension = dimensions - 1; dimension > 1; --dimension) {
+    if (!matches(dimension)) return false;
+  }
+  return dimensions == 0 || matches(0);
+}
+
+void check_data(const Tensor& tensor, const char* name, DataType type, int64_t count) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " is not on the CPU");
+  STD_TORCH_CHECK(data_type(tensor) == type, name, " has another dtype than the first tensor");
+  STD_TORCH_CHECK(tensor.numel() == count, name, " has ", tensor.numel(), " elements, not ", count);
+  STD_TORCH_CHECK(count == 0 || is_channels_last(tensor), name, " is not dense channels_last");
+}
+
+void check_vector(const Tensor& tensor, const char* name, DataType type, int64_t count) {
+  STD_TORCH_CHECK(tensor.is_cpu() && data_type(tensor) == type && tensor.numel() == count &&
+                      tensor.is_contiguous(),
+                  name, " must be ", count, " contiguous values on the CPU, of fake_logits' dtype");
+}
+
+// The values of a float32 vector of `count` elements, or null if there is none.
+float* vector_of(const std::optional<Tensor>& tensor, const char* name, int64_t count) {
+  if (!tensor) return nullptr;
+  STD_TORCH_CHECK(tensor->is_cpu() && tensor->scalar_type() == ScalarType::Float &&
+                      tensor->is_contiguous() && tensor->numel() == count,
+                  name, " must be ", count, " contiguous float32 values on the CPU");
+  return static_cast<float*>(tensor->mutable_data_ptr());
+}
+
+Activation activation_of(int64_t index) {
+  STD_TORCH_CHECK(index >= 0 && index <= static_cast<int64_t>(Activation::sigmoid),
+                  "unknown activation ", index);
+  return static_cast<Activation>(index);
+}
+
+int64_t rows_of_group(const Tensor& x, int64_t groups) {
+  STD_TORCH_CHECK(x.dim() >= 2 && groups >= 1 && x.size(0) % groups == 0,
+                  "x must have at least 2 dimensions and a batch that ", groups, " groups divide");
+  const int64_t channels = x.size(1);
+  return channels == 0 ? 0 : x.numel() / channels / groups;
+}
+
+void batch_norm_forward(Tensor x, Tensor y, std::optional<Tensor> weight,
+                        std::optional<Tensor> bias, Tensor mean, Tensor inverse_deviation,
+                        std::optional<Tensor> running_mean, std::optional<Tensor> running_var,
+                        double momentum, double epsilon, int64_t activation, double negative_slope,
+                        int64_t groups, bool training) {
+  fastgan::cpu::BatchNormForward call{};
+  call.type = data_type(x);
+  call.groups = groups;
+  call.rows = rows_of_group(x, groups);
+  call.channels = x.size(1);
+  check_data(x, "x", call.type, x.numel());
+  check_data(y, "y", call.type, x.numel());
+  call.x = x.const_data_ptr();
+  call.y = y.mutable_data_ptr();
+  call.weight = vector_of(weight, "weight", call.channels);
+  call.bias = vector_of(bias, "bias", call.channels);
+  call.mean = vector_of(mean, "mean", groups * call.channels);
+  call.inverse_deviation = vector_of(inverse_deviation, "invstd", groups * call.channels);
+  call.running_mean = vector_of(running_mean, "running_mean", call.channels);
+  call.running_var = vector_of(running_var, "running_var", call.channels);
+  call.momentum = momentum;
+  call.epsilon = epsilon;
+  call.activation = activation_of(activation);
+  call.negative_slope = static_cast<float>(negative_slope);
+  call.training = training;
+  fastgan::cpu::kernels().batch_norm_forward(call);
+}
+
+void batch_norm_backward(Tensor grad_y, Tensor x, Tensor grad_x, std::optional<Tensor> weight,
+                         std::optional<Tensor> bias, Tensor mean, Tensor inverse_deviation,
+                         Tensor grad_weight, Tensor grad_bias, int64_t activation,
+                         double negative_slope, int64_t groups, bool training) {
+  fastgan::cpu::BatchNormBackward call{};
+  call.type = data_type(x);
+  call.groups = groups;
+  call.rows = rows_of_group(x, groups);
+  call.channels = x.size(1);
+  check_data(x, "x", call.type, x.numel());
+  check_data(grad_y, "grad_y", call.type, x.numel());
+  check_data(grad_x, "grad_x", call.type, x.numel());
+  call.grad_y = grad_y.const_data_ptr();
+  call.x = x.const_data_ptr();
+  call.grad_x = grad_x.mutable_data_ptr();
+  call.weight = vector_of(weight, "weight", call.channels);
+  call.bias = vector_of(bias, "bias", call.channels);
+  call.mean = vector_of(mean, "mean", groups * call.channels);
+  call.inverse_deviation = vector_of(inverse_deviation, "invstd", groups * call.channels);
+  call.grad_weight = vector_of(grad_weight, "grad_weight", call.channels);
+  call.grad_bias = vector_of(grad_bias, "grad_bias", call.channels);
+  call.activation = activation_of(activation);
+  call.negative_slope = static_cast<float>(negative_slope);
+  call.training = training;
+  fastgan::cpu::kernels().batch_norm_backward(call);
+}
+
+void bias_act_forward(Tensor x, std::optional<Tensor> bias, Tensor y, int64_t activation,
+                      double negative_slope) {
+  fastgan::cpu::BiasAct call{};
+  call.type = data_type(x);
+  call.channels = x.size(1);
+  call.rows = rows_of_group(x, 1);
+  check_data(x, "x", call.type, x.numel());
+  check_data(y, "y", call.type, x.numel());
+  call.x = x.const_data_ptr();
+  call.bias = vector_of(bias, "bias", call.channels);
+  call.result = y.mutable_data_ptr();
+  call.activation = activation_of(activation);
+  call.negative_slope = static_cast<float>(negative_slope);
+  fastgan::cpu::kernels().bias_act_forward(call);
+}
+
+void bias_act_backward(Tensor grad_y, Tensor x, std::optional<Tensor> bias, Tensor grad_x,
+                       std::optional<Tensor> grad_bias, int64_t activation,
+                       double negative_slope) {
+  fastgan::cpu::BiasAct call{};
+  call.type = data_type(x);
+  call.channels = x.size(1);
+  call.rows = rows_of_group(x, 1);
+  check_data(x, "x", call.type, x.numel());
+  check_data(grad_y, "grad_y", call.type, x.numel());
+  check_data(grad_x, "grad_x", call.type, x.numel());
+  call.x = x.const_data_ptr();
+  call.bias = vector_of(bias, "bias", call.channels);
+  call.grad_y = grad_y.const_data_ptr();
+  call.result = grad_x.mutable_data_ptr();
+  call.grad_bias = vector_of(grad_bias, "grad_bias", call.channels);
+  call.activation = activation_of(activation);
+  call.negative_slope = static_cast<float>(negative_slope);
+  fastgan::cpu::kernels().bias_act_backward(call);
+}
+
+fastgan::cpu::AdversarialLoss loss_of(const Tensor& fake, const Tensor& grad_fake,
+                                      int64_t objective) {
+  STD_TORCH_CHECK(objective >= 0 && objective < static_cast<int64_t>(fastgan::Objective::count),
+                  "unknown objective ", objective);
+  fastgan::cpu::AdversarialLoss call{};
+  call.type = data_type(fake);
+  call.objective = static_cast<int>(objective);
+  call.fake_count = fake.numel();
+  check_vector(fake, "fake_logits", call.type, call.fake_count);
+  check_vector(grad_fake, "grad_fake", call.type, call.fake_count);
+  call.fake = fake.const_data_ptr();
+  call.grad_fake = grad_fake.mutable_data_ptr();
+  return call;
+}
+
+void discriminator_loss(Tensor real, Tensor fake, Tensor grad_real, Tensor grad_fake,
+                        Tensor results, int64_t objective, double real_label, double fake_label) {
+  fastgan::cpu::AdversarialLoss call = loss_of(fake, grad_fake, objective);
+  call.real_count = real.numel();
+  check_vector(real, "real_logits", call.type, call.real_count);
+  check_vector(grad_real, "grad_real", call.type, call.real_count);
+  call.real = real.const_data_ptr();
+  call.grad_real = grad_real.mutable_data_ptr();
+  call.results = vector_of(results, "results", 3);
+  call.real_label = real_label;
+  call.fake_label = fake_label;
+  fastgan::cpu::kernels().adversarial_loss(call);
+}
+
+void generator_loss(Tensor fake, Tensor grad_fake, Tensor results, int64_t objective) {
+  fastgan::cpu::AdversarialLoss call = loss_of(fake, grad_fake, objective);
+  call.results = vector_of(results, "results", 2);
+  fastgan::cpu::kernels().adversarial_loss(call);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fastgan_cpu, library) {
+  library.def(
+      "batch_norm_forward(Tensor x, Tensor(a!) y, Tensor? weight, Tensor? bias, Tensor(b!) mean, "
+      "Tensor(c!) invstd, Tensor(d!)? running_mean, Tensor(e!)? running_var, float momentum, "
+      "float eps, int activation, float negative_slope, int groups, bool training) -> ()");
+  library.def(
+      "batch_norm_backward(Tensor grad_y, Tensor x, Tensor(a!) grad_x, Tensor? weight, "
+      "Tensor? bias, Tensor mean, Tensor invstd, Tensor(b!) grad_weight, Tensor(c!) grad_bias, "
+      "int activation, float negative_slope, int groups, bool training) -> ()");
+  library.def(
+      "bias_act_forward(Tensor x, Tensor? bias, Tensor(a!) y, int activation, "
+      "float negative_slope) -> ()");
+  library.def(
+      "bias_act_backward(Tensor grad_y, Tensor x, Tensor? bias, Tensor(a!) grad_x, "
+      "Tensor(b!)? grad_bias, int activation, float negative_slope) -> ()");
+  library.def(
+      "discriminator_loss(Tensor real, Tensor fake, Tensor(a!) grad_real, Tensor(b!) grad_fake, "
+      "Tensor(c!) results, int objective, float real_label, float fake_label) -> ()");
+  library.def(
+      "generator_loss(Tensor fake, Tensor(a!) grad_fake, Tensor(b!) results, int objective) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan_cpu, CPU, library) {
+  library.impl("batch_norm_forward", TORCH_BOX(&batch_norm_forward));
+  library.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+  library.impl("bias_act_forward", TORCH_BOX(&bias_act_forward));
+  library.impl("bias_act_backward", TORCH_BOX(&bias_act_backward));
+  library.impl("discriminator_loss", TORCH_BOX(&discriminator_loss));
+  library.impl("generator_loss", TORCH_BOX(&generator_loss));
+}
