@@ -64,9 +64,9 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
     """Every tile of the architecture's table, in bfloat16 and float32, relu or leaky_relu."""
     table = TABLES[architecture]
     for dtype, size in (("bf16", 2), ("fp32", 4)):
-        for tile in table.resident_forward:
+        for tile in table.resident_forward[size]:
             yield _variant(architecture, forward_resident_kernel, dtype, tile, ACTIVATION="relu")
-        for tile in table.resident_backward:
+        for tile in table.resident_backward[size]:
             yield _variant(
                 architecture, backward_resident_kernel, dtype, tile, ACTIVATION="leaky_relu"
             )

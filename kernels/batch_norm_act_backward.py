@@ -291,7 +291,7 @@ def backward(
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     table = TABLES[architecture_of(x.device)]
-    tile = resident_tile(table.resident_backward, rows)
+    tile = resident_tile(table.resident_backward[x.element_size()], rows)
     with torch.cuda.device_of(x):
         if training and (variant == "resident" or (variant is None and tile is not None)):
             if tile is None:

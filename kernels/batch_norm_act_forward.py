@@ -86,13 +86,14 @@ def forward_resident_kernel(
 
         rough = tl.sum(slab, 0) / rows
         away = tl.where(inside, slab - rough[None, :], 0.0)
-        # The mean of the deviations is what rounding took from the first sum.
-        centre = rough + tl.sum(away, 0) / rows
-        away = tl.where(inside, slab - centre[None, :], 0.0)
-        m2 = tl.sum(away * away, 0)
+        # The mean of the deviations is what rounding took from the first sum; both are put right
+        # by it (the corrected two-pass algorithm of Chan, Golub and LeVeque 1983).
+        lost = tl.sum(away, 0) / rows
+        m2 = tl.sum(away * away, 0) - lost * lost * rows
+        centre = rough + lost
         inverse = 1.0 / tl.sqrt(m2 / rows + eps)
 
-        z = away * (inverse * scale)[None, :] + shift[None, :]
+        z = (away - lost[None, :]) * (inverse * scale)[None, :] + shift[None, :]
         z = activate(z, negative_slope, ACTIVATION)
         tl.store(y + moved + within, z.to(y.dtype.element_ty), mask=inside)
 
@@ -316,7 +317,7 @@ def forward_training(
     if x.numel() == 0:
         return y, mean.zero_(), invstd.zero_()
     table = TABLES[architecture_of(x.device)]
-    tile = resident_tile(table.resident_forward, rows)
+    tile = resident_tile(table.resident_forward[x.element_size()], rows)
     with torch.cuda.device_of(x):
         if variant == "resident" or (variant is None and tile is not None):
             if tile is None:

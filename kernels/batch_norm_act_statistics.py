@@ -24,21 +24,23 @@ class Table:
     """The tuning table of one architecture.
 
     Attributes:
-        resident_forward, resident_backward: tiles of the one-pass kernels by rising height; a
-            group with at most `rows` rows fits the tile. Taller groups take two passes.
+        resident_forward, resident_backward: tiles of the one-pass kernels by bytes of an element,
+            by rising height; a group with at most `rows` rows fits the tile. Taller groups take
+            two passes. What bounds the height is registers: see `python -m bench resources`.
         streaming: tile of the two-pass kernels by bytes of an element.
         programs: programs of a pass over a tensor that has enough rows for them.
     """
 
-    resident_forward: tuple[Tile, ...]
-    resident_backward: tuple[Tile, ...]
+    resident_forward: dict[int, tuple[Tile, ...]]
+    resident_backward: dict[int, tuple[Tile, ...]]
     streaming: dict[int, Tile]
     programs: int
 
 
-_RESIDENT_FORWARD = (Tile(128, 32, 4), Tile(512, 16, 8), Tile(2048, 8, 8), Tile(4096, 8, 16))
-_RESIDENT_BACKWARD = (Tile(128, 32, 4), Tile(512, 16, 8), Tile(2048, 8, 16))
-_STREAMING = {2: Tile(128, 64, 16), 4: Tile(128, 32, 16)}
+_LOW = (Tile(128, 32, 4), Tile(512, 16, 8), Tile(1024, 8, 8))
+_RESIDENT_FORWARD = {2: (*_LOW, Tile(2048, 8, 16)), 4: (*_LOW, Tile(2048, 4, 8))}
+_RESIDENT_BACKWARD = {2: (*_LOW, Tile(2048, 8, 8)), 4: (*_LOW, Tile(2048, 4, 8))}
+_STREAMING = {2: Tile(128, 64, 16), 4: Tile(256, 32, 16)}
 
 
 def _table(architecture: str, programs_per_multiprocessor: int) -> Table:
