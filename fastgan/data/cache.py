@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -77,8 +77,9 @@ def build_once(
                 os.replace(partial, path)
                 _sync_folder(path.parent)
         finally:
-            # While the lock is held, so that nobody else has begun to write into it.
-            with contextlib.suppress(FileNotFoundError):
+            # While the lock is held, and only the file that was locked: once it is renamed, a
+            # partial file of this name is another builder's.
+            if _is_still(partial, file):
                 partial.unlink()
     found = find()
     if found is None:
@@ -92,7 +93,7 @@ def _open_partial(path: Path, waiting: Callable[[], None]) -> Iterator[tuple[Fil
     partial = path.with_name(path.name + _PARTIAL)
     announced = False
     while True:
-        file = FileIO(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        file = FileIO(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         with file:
             locked = _lock(file)
             if locked is None:
@@ -108,9 +109,9 @@ def _open_partial(path: Path, waiting: Callable[[], None]) -> Iterator[tuple[Fil
                 yield file, partial
                 return
             # Between opening and locking, its builder renamed or removed it: look again.
-    number, name = tempfile.mkstemp(prefix=path.name + ".", suffix=_PARTIAL, dir=path.parent)
-    with FileIO(number, "r+b") as file:
-        yield file, Path(name)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
+    with FileIO(partial, "x+b") as file:
+        yield file, partial
 
 
 def _lock(file: FileIO) -> bool | None:

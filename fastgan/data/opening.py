@@ -90,7 +90,7 @@ def open_images(
     def find() -> PackedImages | None:
         try:
             images = PackedImages(path)
-        except (FileNotFoundError, FormatError, ValueError, KeyError):
+        except (FileNotFoundError, FormatError):
             return None
         # Packed with images left out: without skip_bad, packing has to say which.
         return images if skip_bad or images.skipped == 0 else None
@@ -117,7 +117,7 @@ def open_images(
         return build_once(path, find, build, waiting)
     except OSError as error:
         raise DataError(
-            f"cannot write packed images to the cache folder {folder}: "
+            f"packed images cannot be kept in the cache folder {folder}: "
             f"{error.strerror or error}; free some space or choose another one with cache_dir or "
             f"the environment variable FASTGAN_CACHE"
         ) from error
@@ -140,12 +140,12 @@ def _find(source: str | Path) -> ImageSource:
     """The listed source that `source` names."""
     if source == "digits":
         return digits_source()
-    path = Path(source).expanduser()
     shown = printable(str(source))
     try:
-        if path.is_dir():
+        path = Path(source).expanduser()
+        if source != "" and path.is_dir():
             return _folder_or_parquet(path)
-        if path.exists():
+        if source != "" and path.exists():
             opener = _FILE_SOURCES.get(path.suffix.lower())
             if opener is None or not path.is_file():
                 raise DataError(
@@ -155,7 +155,8 @@ def _find(source: str | Path) -> ImageSource:
             return opener(path)
         if isinstance(source, str) and _HUB_NAME.fullmatch(source):
             return hub_source(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: "~name" of a user that this machine does not have.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"{shown} cannot be read: {reason}") from error
     raise DataError(

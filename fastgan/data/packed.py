@@ -28,7 +28,7 @@ class PackedImages:
         pixels: uint8 [N, H, W, C], read-only, mapped: reading it reads the file.
         labels: int64 [N], or None where the source has no labels.
         classes: the names of the labels; empty where there are none.
-        name: where the images came from, for people.
+        name: where the images came from when they were packed, for people.
         digest: SHA-256 (hex) of pixels, labels and classes: equal digests are equal data.
         skipped: how many images of the source were left out as bad.
         image_size: (H, W) in pixels.

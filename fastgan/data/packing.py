@@ -34,7 +34,10 @@ from fastgan.data.format import PackedWriter
 from fastgan.data.source import ImageSource, printable
 from fastgan.errors import DataError
 
-_CHUNK = 32  # images a task: enough to hide a task's cost, few enough for a smooth progress bar
+# Images a task: enough to hide a task's cost, few enough for a smooth progress bar and for the
+# memory of all the tasks in flight.
+_CHUNK = 32
+_CHUNK_BYTES = 8 << 20
 _NAMED = 5  # bad images named in an error
 _ONE_THREAD_BELOW_BYTES = 2048  # measured: 48 us with one thread, 57 with two at 1.5 KB a JPEG
 
@@ -120,12 +123,14 @@ def _default_workers(source: ImageSource) -> int:
 def _decoded(source: ImageSource, target: Target, workers: int) -> Iterator[_Chunk]:
     """The chunks of the source in order, decoded by `workers` threads a few chunks ahead."""
     references = source.references()
+    image_bytes = target.height * target.width * target.channels
+    chunk_size = max(1, min(_CHUNK, _CHUNK_BYTES // image_bytes))
     pending: deque[Future[_Chunk]] = deque()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="fastgan-decode")
     try:
         while True:
             while len(pending) < 2 * workers + 2:
-                chunk = list(islice(references, _CHUNK))
+                chunk = list(islice(references, chunk_size))
                 if not chunk:
                     break
                 pending.append(executor.submit(_decode_chunk, source, target, chunk))
@@ -173,11 +178,12 @@ def _refusal(
             f"repair them, or leave them out with --skip-bad (skip_bad=True)"
         )
     if small:
+        ways = "choose a smaller --image-size or enlarge them with --upscale (upscale=True)"
+        if len(small) < source.count:
+            ways += ", or leave them out with --skip-bad (skip_bad=True)"
         complaints.append(
             f"{len(small)} of {source.count} images of {source.name} are smaller than "
-            f"{target.height}x{target.width} ({_list(small)}); choose a smaller --image-size, "
-            f"enlarge them with --upscale (upscale=True), or leave them out with --skip-bad "
-            f"(skip_bad=True)"
+            f"{target.height}x{target.width} ({_list(small)}); {ways}"
         )
     return DataError("; and ".join(complaints))
 

@@ -173,7 +173,9 @@ NAN = np.full((4, 32, 32, 3), np.nan, np.float32)
 BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing path": (lambda p: p, r"there is no file or folder"),
     "missing zip": (lambda p: f"{p}.zip", r"there is no file or folder"),
-    "empty name": (lambda p: str(p) + "\0", r"cannot be read|there is no file"),
+    "no name": (lambda p: "", r"there is no file or folder ''"),
+    "name with a zero byte": (lambda p: str(p) + "\0", r"cannot be read|there is no file"),
+    "home of nobody": (lambda p: "~nobody-here/images", r"cannot be read"),
     "empty folder": (empty_folder, r"no images in .* \(it is empty\)"),
     "folder of other files": (only_text, r"no images in .*it holds 1 \.txt, 1 \.pdf"),
     "folder of hidden images": (only_hidden, r"no images in"),
