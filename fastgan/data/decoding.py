@@ -219,7 +219,7 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
     # By way of RGB, which every mode converts to (CMYK has no direct road to RGBA).
-    return (image if mode == "L" and image.mode == "1" else image.convert("RGB")).convert(mode)
+    return image.convert("RGB").convert(mode)
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
