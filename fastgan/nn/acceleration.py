@@ -53,7 +53,9 @@ def accelerate(model: ModuleT) -> ModuleT:
     LeakyReLU, Tanh or Sigmoid right after one of them in a Sequential is applied by it in the same
     pass. Outputs, gradients, running statistics, parameters, state_dict keys, hooks and module
     names stay as they are. Calling it again changes nothing more; call it again after lazy modules
-    have taken shape.
+    have taken shape. Before tools that look at the exact class of a layer or rewrite its forward
+    (quantization, torch.fx, TorchScript), and before saving a whole module for a machine without
+    fastgan, call `restore`; a state_dict needs nothing.
 
     Args:
         model: any module, a wrapped one (DDP, torch.compile) and a single layer included.

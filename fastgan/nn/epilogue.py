@@ -38,4 +38,4 @@ def epilogue_of(module: nn.Module) -> Epilogue | None:
     name = ACTIVATION_NAMES.get(type(module))
     if name is None:
         return None
-    return Epilogue(name, getattr(module, "negative_slope", 0.01))
+    return Epilogue(name, module.negative_slope if name == "leaky_relu" else 0.01)  # type: ignore[arg-type]

@@ -21,11 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastgan import ops
 from fastgan.errors import BackendError
-from fastgan.nn.acceleration import why_left_alone
 from fastgan.nn.batch_norm import batch_norm_arguments
 from fastgan.nn.convolution import conv2d_arguments, conv_transpose2d_arguments
 from fastgan.nn.epilogue import Epilogue, epilogue_of
-from fastgan.nn.observation import Call, Observer, is_layer, is_served
+from fastgan.nn.observation import Call, Observer, is_layer
 from fastgan.nn.preservation import preserved
 from fastgan.ops.implementations import forced_backend
 
@@ -199,7 +198,7 @@ def _record(call: Call) -> LayerRecord:
     fused = ""
     if call.leader and call.why_not_led is None:
         implementation, reason, fused = "fused", "", call.leader
-    elif is_served(call.module):
+    elif call.left_alone is None:
         implementation, reason = _served_by(call)
         if call.follower is not None:
             if call.why_not_fused is None:
@@ -207,7 +206,7 @@ def _record(call: Call) -> LayerRecord:
             else:
                 reason = "; ".join(filter(None, [reason, f"not fused: {call.why_not_fused}"]))
     else:
-        implementation, reason = "torch", why_left_alone(call.module) or ""
+        implementation, reason = "torch", call.left_alone
         if epilogue_of(call.module) is not None:
             reason = call.why_not_led or "not right after a fastgan layer in a Sequential"
     return LayerRecord(

@@ -29,6 +29,7 @@ class Call(NamedTuple):
         name: the name of the place from which it is called.
         args: its positional arguments.
         kwargs: its keyword arguments.
+        left_alone: why no fastgan operator runs it, or None if one does or would.
         follower: the neighbour that is an activation, when the layer could apply one; or None.
         why_not_fused: why that neighbour runs on its own, or None if it does not.
         leader: for such a neighbour, the name of the layer before it; or "".
@@ -39,6 +40,7 @@ class Call(NamedTuple):
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    left_alone: str | None
     follower: nn.Module | None
     why_not_fused: str | None
     leader: str
@@ -56,11 +58,8 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, _FUSING_ORIGINALS) or next(module.children(), None) is None
 
 
-def is_served(module: nn.Module) -> bool:
-    """True for a layer that fastgan's operators run, or would run after `accelerate`."""
-    return isinstance(module, _FUSING_ORIGINALS) and (
-        isinstance(module, FUSING) or why_left_alone(module) is None
-    )
+def _left_alone(module: nn.Module) -> str | None:
+    return None if isinstance(module, FUSING) else why_left_alone(module)
 
 
 @dataclass
@@ -87,7 +86,8 @@ class Observer:
             for name, module in model.named_modules()
             if "parametrizations" not in name.split(".")
         }
-        # Found out before there are hooks of ours: a hook is a reason not to fuse.
+        # Found out before the pass: our hooks are a reason not to fuse, and lazy layers change.
+        self.left_alone = {module: _left_alone(module) for module in self.names}
         self.neighbours = dict(_neighbours(model))
         self.running: list[_Frame] = []
 
@@ -116,7 +116,17 @@ class Observer:
             if led is None:
                 leader = ""
             self.note(
-                Call(module, name, args, kwargs, follower, why_not_fused, leader, why_not_led)
+                Call(
+                    module,
+                    name,
+                    args,
+                    kwargs,
+                    self.left_alone[module],
+                    follower,
+                    why_not_fused,
+                    leader,
+                    why_not_led,
+                )
             )
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -149,7 +159,8 @@ def _neighbours(
         ):
             modules = list(container._modules.values())
             for position, (layer, follower) in enumerate(pairwise(modules)):
-                if is_served(layer) and epilogue_of(follower) is not None:
+                served = isinstance(layer, _FUSING_ORIGINALS) and _left_alone(layer) is None
+                if served and epilogue_of(follower) is not None:
                     key = (id(container), position)
                     yield key, (follower, why_not_fused(layer, follower))
 

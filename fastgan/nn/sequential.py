@@ -36,18 +36,16 @@ def _global_hooks() -> bool:
 
 
 def why_not_fused(layer: nn.Module, follower: nn.Module) -> str | None:
-    """Say why `follower` cannot run inside `layer`, or None if it can.
+    """Say why the activation `follower` cannot run inside `layer`, or None if it can.
 
     Args:
-        layer: a module whose output goes to `follower` and nowhere else.
-        follower: the module after it in the same Sequential.
+        layer: a layer of a type in `FUSING` (or one that `accelerate` would turn into it).
+        follower: the module after it in the same Sequential, which has an `epilogue_of`.
 
     Returns:
         The reason, or None when `layer` can apply the activation as its epilogue with every hook
         seeing what it saw before.
     """
-    if epilogue_of(follower) is None:
-        return f"{type(follower).__name__} is not an activation that a kernel applies"
     own = getattr(layer, "activation", "identity")
     if own != "identity":
         return f"the layer applies an activation of its own ({own})"
@@ -98,14 +96,13 @@ class Sequential(nn.Sequential):
         index = 0
         while index <= last:
             module = modules[index]
-            if (
-                index < last
-                and isinstance(module, FUSING)
-                and why_not_fused(module, modules[index + 1]) is None
-            ):
-                input = module(input, epilogue=epilogue_of(modules[index + 1]))
-                index += 2
+            index += 1
+            epilogue = None
+            if index <= last and isinstance(module, FUSING):
+                epilogue = epilogue_of(modules[index])
+            if epilogue is not None and why_not_fused(module, modules[index]) is None:
+                input = module(input, epilogue=epilogue)
+                index += 1
             else:
                 input = module(input)
-                index += 1
         return input

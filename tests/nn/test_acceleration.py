@@ -102,6 +102,14 @@ def test_second_accelerate_changes_nothing() -> None:
     assert classes(fastgan.accelerate(network)) == before
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_names_and_repr_stay(name: str) -> None:
+    """Initialisers that look for "Conv" in a class name, and logs, find what they knew."""
+    network, _ = build(name)
+    before = repr(network)
+    assert repr(fastgan.accelerate(network)) == before
+
+
 @pytest.mark.parametrize(
     "make",
     [
