@@ -12,7 +12,7 @@ FASTGAN_NATIVE says what is wanted:
 - `off`: never loaded, never built.
 - `require`: their absence is an error (`NativeBuildError`).
 
-FASTGAN_NATIVE_LEVEL forces an instruction-set level (amx_bf16, avx512_bf16, avx512, avx2, portable).
+FASTGAN_NATIVE_LEVEL forces an instruction-set level: amx_bf16, avx512_bf16, avx512, avx2, portable.
 
 A library is built in a folder of its own under a lock and renamed when it is complete. The lock is
 the operating system's (flock): it ends with the process that holds it, however that process ends.
@@ -226,7 +226,8 @@ def _load(folder: Path, origin: str) -> Extension:
     """Load the library in `folder`, which `check_library` has found whole."""
     path = folder / native_build.LIBRARY
     spec = importlib.util.spec_from_file_location(native_build.MODULE, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -288,7 +289,8 @@ def _raise_remembered(failure: Path) -> None:
             compiler, _, message = failure.read_text().partition("\n")
             if compiler == str(native_build.find_compiler()):
                 raise NativeBuildError(
-                    f"the last build failed: {message.strip()} (`fastgan doctor --build` tries again)"
+                    f"the last build failed: {message.strip()} "
+                    "(`fastgan doctor --build` tries again)"
                 )
 
 

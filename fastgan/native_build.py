@@ -199,7 +199,8 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     if reason is not None:
         raise NativeBuildError(reason)
     sources, compiler = source_folder(), find_compiler()
-    assert sources is not None and compiler is not None
+    assert sources is not None
+    assert compiler is not None
     deadline = time.monotonic() + BUILD_LIMIT
     work, includes = units(sources), _include_flags()
     workers = max(1, len(os.sched_getaffinity(0)))
