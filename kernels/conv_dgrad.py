@@ -27,10 +27,16 @@ One program computes BLOCK_M output pixels of one phase x BLOCK_N output channel
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
+from fastgan.kernels.compilation import KernelVariant
+from fastgan.kernels.conv_catalogue import shipped, specialization
 from fastgan.kernels.conv_launch import (
     Geometry,
     channels_last_empty,
@@ -49,9 +55,10 @@ def dgrad_kernel(
     weight_ptr,  # [S, KERNEL_H, KERNEL_W, B]
     bias_ptr,  # [B], or None
     big_ptr,  # [N, H, W, B], written
-    batch, H, W, B, OH, OW, S,  # sizes of the tensors above
+    batch, B, S,  # images and channels
     pad_h, pad_w,
     negative_slope,  # of leaky_relu
+    H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     B_VECTOR: tl.constexpr, S_VECTOR: tl.constexpr,  # powers of two that divide B and S
@@ -73,11 +80,15 @@ def dgrad_kernel(
         first_pixel = (program // (channel_tiles * STRIDE_H * STRIDE_W)).to(tl.int64) * BLOCK_M
     phase_h = phase // STRIDE_W
     phase_w = phase % STRIDE_W
-    rows = (H - phase_h + STRIDE_H - 1) // STRIDE_H
-    columns = (W - phase_w + STRIDE_W - 1) // STRIDE_W
+    if H % STRIDE_H == 0 and W % STRIDE_W == 0:
+        rows: tl.constexpr = H // STRIDE_H
+        columns: tl.constexpr = W // STRIDE_W
+    else:
+        rows = (H - phase_h + STRIDE_H - 1) // STRIDE_H
+        columns = (W - phase_w + STRIDE_W - 1) // STRIDE_W
     pixels = rows * columns * batch
     if WIDE:
-        pixels = rows.to(tl.int64) * columns * batch
+        pixels = tl.full((), batch, tl.int64) * rows * columns
     if first_pixel >= pixels:
         return
     # Spelt so, the compiler sees that rows of channels start at aligned addresses.
@@ -127,7 +138,9 @@ def dgrad_kernel(
         if not EVEN_S:
             small_mask = small_mask & (s + k < S)[None, :]
             weight_mask = weight_mask & (s + k < S)[:, None]
-        small = tl.load(small_ptrs + (s - (jh * OW + jw) * S), mask=small_mask, other=0.0)
+        # Neighbouring taps re-read the same pixels: .ca keeps them in L1.
+        small_ptr_step = small_ptrs + (s - (jh * OW + jw) * S)
+        small = tl.load(small_ptr_step, mask=small_mask, other=0.0, cache_modifier=".ca")
         offset = s * s_stride + (kh * KERNEL_W + kw) * B
         if EVEN_B and EVEN_S:
             weight = tl.load(weight_ptrs + offset)
@@ -200,6 +213,8 @@ def launch_dgrad(
         columns=g.big_channels,
         depth=g.small_channels,
         taps=tuple(taps for _, taps in phases),
+        reuse=g.kernel_h * g.kernel_w / (g.stride_h * g.stride_w),
+        aligned=min(vector(g.big_channels, big), vector(g.small_channels, big)) > 1,
     )
 
     def run(c: Configuration) -> None:
@@ -207,8 +222,9 @@ def launch_dgrad(
         grid = (pixel_tiles * len(phases) * triton.cdiv(g.big_channels, c.columns),)
         dgrad_kernel[grid](
             small, weight, bias, big,
-            g.batch, g.big_h, g.big_w, g.big_channels, g.small_h, g.small_w, g.small_channels,
+            g.batch, g.big_channels, g.small_channels,
             g.pad_h, g.pad_w, negative_slope,
+            H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w, STRIDE_H=g.stride_h, STRIDE_W=g.stride_w,
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
             EVEN_B=g.big_channels % c.columns == 0, EVEN_S=g.small_channels % c.depth == 0,
@@ -220,3 +236,31 @@ def launch_dgrad(
     with device_guard(small):
         run(select(problem, small.device, run))
     return big
+
+
+def variants(architecture: str) -> Iterator[KernelVariant]:
+    """Every shipped tile on a 4x4 kernel of stride 2, and what other calls make of one of them."""
+    variant = functools.partial(
+        specialization,
+        dgrad_kernel,
+        "dgrad",
+        architecture,
+        pointers="small_ptr weight_ptr big_ptr",
+        sizes="batch pad_h pad_w",
+        channels="B S",
+        vectors="B_VECTOR S_VECTOR",
+        even="EVEN_B EVEN_S",
+        STRIDE_H=2,
+        STRIDE_W=2,
+        H=16,
+        W=16,
+        OH=8,
+        OW=8,
+    )
+    tiles = list(shipped(architecture, "dgrad"))
+    for arithmetic, tile in tiles:
+        yield variant(arithmetic, tile, KERNEL_H=4, KERNEL_W=4)
+    yield variant(*tiles[0], KERNEL_H=4, KERNEL_W=4, half="fp16", bias=True, activation="relu")
+    yield variant(*tiles[0], KERNEL_H=4, KERNEL_W=4, wide=True)
+    uneven = variant(*tiles[0], KERNEL_H=5, KERNEL_W=5)
+    yield dataclasses.replace(uneven, name=uneven.name.replace("dgrad", "dgrad, uneven phases"))

@@ -22,10 +22,15 @@ shifted windows of the same pixels, which are still in the caches.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
+from fastgan.kernels.compilation import KernelVariant
+from fastgan.kernels.conv_catalogue import shipped, specialization
 from fastgan.kernels.conv_launch import (
     Geometry,
     channels_last_empty,
@@ -35,7 +40,11 @@ from fastgan.kernels.conv_launch import (
     wide_index,
 )
 from fastgan.kernels.conv_tile import epilogue, multiply_accumulate
-from fastgan.kernels.conv_tuning import Configuration, Problem, select
+from fastgan.kernels.conv_tuning import (
+    Configuration,
+    Problem,
+    select,
+)
 
 
 @triton.jit
@@ -45,9 +54,10 @@ def fprop_kernel(
     bias_ptr,  # [S], or None
     small_ptr,  # [N, OH, OW, S], written
     pixels,  # N * OH * OW
-    H, W, B, OH, OW, S,  # sizes of the tensors above
+    B, S,  # channels
     stride_h, stride_w, pad_h, pad_w,
     negative_slope,  # of leaky_relu
+    H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     B_VECTOR: tl.constexpr, S_VECTOR: tl.constexpr,  # powers of two that divide B and S
     EVEN_B: tl.constexpr,  # BLOCK_K divides B
@@ -100,7 +110,9 @@ def fprop_kernel(
         if not EVEN_B:
             big_mask = big_mask & (b + k < B)[None, :]
             weight_mask = weight_mask & (b + k < B)[:, None]
-        big = tl.load(big_ptrs + ((kh * W + kw) * B + b), mask=big_mask, other=0.0)
+        # Neighbouring taps re-read the same pixels: .ca keeps them in L1.
+        big_ptr_step = big_ptrs + ((kh * W + kw) * B + b)
+        big = tl.load(big_ptr_step, mask=big_mask, other=0.0, cache_modifier=".ca")
         if EVEN_B and EVEN_S:
             weight = tl.load(weight_ptrs + (tap * B + b))
         else:
@@ -150,14 +162,17 @@ def launch_fprop(
         columns=g.small_channels,
         depth=g.big_channels,
         taps=(g.kernel_h * g.kernel_w,),
+        reuse=g.kernel_h * g.kernel_w / (g.stride_h * g.stride_w),
+        aligned=vector(g.big_channels, big) > 1,
     )
 
     def run(c: Configuration) -> None:
         grid = (triton.cdiv(pixels, c.rows) * triton.cdiv(g.small_channels, c.columns),)
         fprop_kernel[grid](
             big, weight, bias, small, pixels,
-            g.big_h, g.big_w, g.big_channels, g.small_h, g.small_w, g.small_channels,
+            g.big_channels, g.small_channels,
             g.stride_h, g.stride_w, g.pad_h, g.pad_w, negative_slope,
+            H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w,
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
             EVEN_B=g.big_channels % c.depth == 0, EVEN_S=g.small_channels % c.columns == 0,
@@ -170,3 +185,29 @@ def launch_fprop(
     with device_guard(big):
         run(select(problem, big.device, run))
     return small
+
+
+def variants(architecture: str) -> Iterator[KernelVariant]:
+    """Every shipped tile on a 4x4 kernel, and the specializations that other calls make of one."""
+    variant = functools.partial(
+        specialization,
+        fprop_kernel,
+        "fprop",
+        architecture,
+        pointers="big_ptr weight_ptr small_ptr",
+        sizes="pixels stride_h stride_w pad_h pad_w",
+        channels="B S",
+        vectors="B_VECTOR S_VECTOR",
+        even="EVEN_B EVEN_S",
+        KERNEL_H=4,
+        KERNEL_W=4,
+        H=16,
+        W=16,
+        OH=8,
+        OW=8,
+    )
+    tiles = list(shipped(architecture, "fprop"))
+    for arithmetic, tile in tiles:
+        yield variant(arithmetic, tile)
+    yield variant(*tiles[0], half="fp16", bias=True, activation="leaky_relu")
+    yield variant(*tiles[0], wide=True)

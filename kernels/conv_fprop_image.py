@@ -19,10 +19,14 @@ L1; what remains is writing the small side, which bounds the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
+from fastgan.kernels.compilation import KernelVariant
+from fastgan.kernels.conv_catalogue import shipped, specialization
 from fastgan.kernels.conv_launch import (
     Geometry,
     channels_last_empty,
@@ -42,9 +46,10 @@ def fprop_image_kernel(
     bias_ptr,  # [S], or None
     small_ptr,  # [N, OH, OW, S], written
     pixels,  # N * OH * OW
-    H, W, OH, OW, S,  # sizes of the tensors above
+    S,  # channels
     stride_h, stride_w, pad_h, pad_w,
     negative_slope,  # of leaky_relu
+    H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, CHANNELS: tl.constexpr,
     S_VECTOR: tl.constexpr,  # power of two that divides S
     ACTIVATION: tl.constexpr,
@@ -133,8 +138,8 @@ def launch_fprop_image(
         grid = (triton.cdiv(pixels, c.rows) * triton.cdiv(g.small_channels, c.columns),)
         fprop_image_kernel[grid](
             big, weight, bias, small, pixels,
-            g.big_h, g.big_w, g.small_h, g.small_w, g.small_channels,
-            g.stride_h, g.stride_w, g.pad_h, g.pad_w, negative_slope,
+            g.small_channels, g.stride_h, g.stride_w, g.pad_h, g.pad_w, negative_slope,
+            H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w, CHANNELS=g.big_channels,
             S_VECTOR=vector(g.small_channels, big),
             ACTIVATION=activation, PRECISION=numerics, WIDE=wide_index(big, small),
@@ -145,3 +150,28 @@ def launch_fprop_image(
     with device_guard(big):
         run(select(problem, big.device, run))
     return small
+
+
+def variants(architecture: str) -> Iterator[KernelVariant]:
+    """Every shipped tile on a 4x4 kernel from 3 channels, as a discriminator begins."""
+    for arithmetic, tile in shipped(architecture, "fprop_image"):
+        for activation in ("identity", "leaky_relu"):
+            yield specialization(
+                fprop_image_kernel,
+                "fprop_image",
+                architecture,
+                arithmetic,
+                tile,
+                pointers="big_ptr weight_ptr small_ptr",
+                sizes="pixels S stride_h stride_w pad_h pad_w",
+                vectors="S_VECTOR",
+                bias=activation != "identity",
+                activation=activation,
+                KERNEL_H=4,
+                KERNEL_W=4,
+                CHANNELS=3,
+                H=64,
+                W=64,
+                OH=32,
+                OW=32,
+            )

@@ -25,6 +25,11 @@ import torch
 from fastgan.kernels import conv_autotune
 from fastgan.kernels.architecture import ARCHITECTURES, architecture_of
 
+# The keys of a family's tiles: 16-bit operands, float32 rounded to TF32, float32 as it is; and
+# 16-bit operands whose channels are no multiple of 8, which come element by element through
+# registers and leave less room for the accumulator.
+ARITHMETICS = ("half", "half_unaligned", "tf32", "ieee")
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -61,6 +66,8 @@ class Problem:
         columns: columns of the product.
         depth: length of the reduction for one tap.
         taps: taps, for each phase.
+        reuse: how often successive taps read the same pixel, at most.
+        aligned: rows of channels allow 16-byte loads.
         splittable: the reduction may be divided among programs (wgrad).
     """
 
@@ -71,12 +78,16 @@ class Problem:
     columns: int
     depth: int
     taps: tuple[int, ...] = (1,)
+    reuse: float = 1.0
+    aligned: bool = True
     splittable: bool = False
 
     @property
     def arithmetic(self) -> str:
-        """The key of the tuning tables: "half", "tf32" or "ieee"."""
-        return self.numerics if self.dtype == torch.float32 else "half"
+        """The key of the tuning tables, one of `ARITHMETICS`."""
+        if self.dtype == torch.float32:
+            return self.numerics
+        return "half" if self.aligned else "half_unaligned"
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,15 @@ class Chip:
 
 @functools.cache
 def chip_of(device: torch.device) -> Chip:
-    """What is known of a device; a CPU (Triton's interpreter) counts as its table's usual part."""
+    """What is known of a device.
+
+    A CPU (Triton's interpreter) has a table of its own and counts as two multiprocessors: it runs
+    programs one by one, so few large tiles suit it, and two still split long reductions.
+    """
+    if device.type != "cuda":
+        return Chip("interpreter", "interpreter", 2, 2**31)
     served_by = architecture_of(device)
     usual = ARCHITECTURES[served_by]
-    if device.type != "cuda":
-        return Chip(served_by, "interpreter", usual.multiprocessors, usual.shared_memory)
     found = torch.cuda.get_device_properties(device)
     # Smaller siblings of a data-centre part have its instructions but less shared memory.
     shared = getattr(found, "shared_memory_per_block_optin", usual.shared_memory)
@@ -121,11 +136,12 @@ def configurations(name: str, family: str, arithmetic: str) -> tuple[Configurati
     Args:
         name: the architecture, such as "sm_90".
         family: "fprop", "dgrad", "wgrad", "fprop_image", "dgrad_image" or "wgrad_image".
-        arithmetic: "half", "tf32" or "ieee".
+        arithmetic: one of `ARITHMETICS`.
     """
     return tuple(Configuration(*row) for row in tuning_table(name)["tiles"][family][arithmetic])
 
 
+@functools.lru_cache(maxsize=4096)
 def estimate(problem: Problem, tile: Configuration, chip: Chip) -> tuple[float, int]:
     """Clock cycles that a call takes with a tile, and the splits of its reduction.
 
@@ -141,9 +157,11 @@ def estimate(problem: Problem, tile: Configuration, chip: Chip) -> tuple[float, 
     limits = tuning_table(chip.architecture)
     size = problem.dtype.itemsize
     bandwidth = limits["bytes_per_clock"]
-    rate = limits["macs_per_clock"][problem.arithmetic]
+    rate = limits["macs_per_clock"][problem.arithmetic.partition("_")[0]]
     multiply = tile.rows * tile.columns * tile.depth / rate
-    load = (tile.rows + tile.columns) * tile.depth * size / bandwidth
+    # Rows are pixels: some of the repeated reads of neighbouring taps are served by L1.
+    rows_from_l2 = tile.rows / max(1.0, min(problem.reuse, limits["served_by_l1"]))
+    load = (rows_from_l2 + tile.columns) * tile.depth * size / bandwidth
     column_tiles = math.ceil(problem.columns / tile.columns)
     tiles = [math.ceil(rows / tile.rows) * column_tiles for rows in problem.rows]
     steps_of_tap = math.ceil(problem.depth / tile.depth)
@@ -153,9 +171,17 @@ def estimate(problem: Problem, tile: Configuration, chip: Chip) -> tuple[float, 
     store = tile.rows * tile.columns * size / bandwidth
     fixed = limits["cycles_per_tile"] + store
 
+    # Programs that share a multiprocessor hide each other's first loads and last stores.
+    residents = min(
+        limits["shared_memory"] // (tile.shared_memory(size) + 1024),
+        limits["registers"] // (tile.rows * tile.columns + 64 * 32 * tile.warps),
+    )
+
     def cycles(splits: int) -> float:
-        waves = math.ceil(count * splits / chip.multiprocessors)
-        total = waves * (math.ceil(steps_of_tile / splits) * max(multiply, load) + fixed)
+        share = math.ceil(count * splits / chip.multiprocessors)
+        waves = math.ceil(share / max(residents, 1))
+        steps_of_split = math.ceil(steps_of_tile / splits)
+        total = share * steps_of_split * max(multiply, load) + waves * fixed
         if splits > 1:
             # Partial tiles are written and read once in float32, by all multiprocessors.
             partial = splits * sum(problem.rows) * problem.columns * 4

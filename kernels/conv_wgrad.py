@@ -23,10 +23,15 @@ adds in the order of the pixels: no atomics, the same bits on every run.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
+from fastgan.kernels.compilation import KernelVariant
+from fastgan.kernels.conv_catalogue import shipped, specialization
 from fastgan.kernels.conv_launch import (
     Geometry,
     channels_last_empty,
@@ -48,8 +53,9 @@ def wgrad_kernel(
     weight_ptr,  # [splits, S, KERNEL_H, KERNEL_W, B], written
     pixels,  # N * OH * OW
     share,  # pixels of one split
-    H, W, B, OH, OW, S,  # sizes of the tensors above
+    B, S,  # channels
     stride_h, stride_w, pad_h, pad_w,
+    H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     B_VECTOR: tl.constexpr, S_VECTOR: tl.constexpr,  # powers of two that divide B and S
     SWAP: tl.constexpr,  # columns are the rows of the tile
@@ -178,6 +184,7 @@ def launch_wgrad(
         rows=(columns if swap else g.small_channels,),
         columns=g.small_channels if swap else columns,
         depth=pixels,
+        aligned=min(vector(g.big_channels, big), vector(g.small_channels, big)) > 1,
         splittable=True,
     )
 
@@ -191,8 +198,8 @@ def launch_wgrad(
         tiles = triton.cdiv(problem.rows[0], c.rows) * triton.cdiv(problem.columns, c.columns)
         wgrad_kernel[tiles, splits](
             big, small, target, pixels, share,
-            g.big_h, g.big_w, g.big_channels, g.small_h, g.small_w, g.small_channels,
-            g.stride_h, g.stride_w, g.pad_h, g.pad_w,
+            g.big_channels, g.small_channels, g.stride_h, g.stride_w, g.pad_h, g.pad_w,
+            H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w,
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
             SWAP=swap, PRECISION=numerics, WIDE=wide_index(big, small),
@@ -207,3 +214,46 @@ def launch_wgrad(
     with device_guard(big):
         run(select(problem, big.device, run))
     return weight
+
+
+def variants(architecture: str) -> Iterator[KernelVariant]:
+    """Every shipped tile on a 4x4 kernel, and the reduction of the splits."""
+    for family in ("wgrad", "wgrad_image"):
+        variant = functools.partial(
+            specialization,
+            wgrad_kernel,
+            family,
+            architecture,
+            pointers="big_ptr small_ptr weight_ptr",
+            sizes="pixels share stride_h stride_w pad_h pad_w",
+            channels="B S",
+            vectors="B_VECTOR S_VECTOR",
+            bias=None,
+            activation=None,
+            KERNEL_H=4,
+            KERNEL_W=4,
+            H=16,
+            W=16,
+            OH=8,
+            OW=8,
+        )
+        tiles = list(shipped(architecture, family))
+        for arithmetic, tile in tiles:
+            yield variant(arithmetic, tile, SWAP=tile.columns < 32)
+    yield variant(*tiles[0], SWAP=False, half="fp16", wide=True)
+    for result in ("bf16", "fp32"):
+        yield KernelVariant(
+            kernel=wgrad_reduce_kernel,
+            name=f"wgrad_reduce[{result}]",
+            signature={
+                "partial_ptr": "*fp32",
+                "weight_ptr": f"*{result}",
+                "size": "i32:16",
+                "splits": "i32",
+            },
+            constants={"BLOCK": REDUCE_BLOCK},
+            num_warps=4,
+            num_stages=3,
+            architectures=(architecture,),
+            load_bytes=16,
+        )

@@ -12,7 +12,7 @@ import torch
 
 from fastgan.kernels.activation import ACTIVATIONS
 from fastgan.kernels.conv_dgrad import launch_dgrad
-from fastgan.kernels.conv_dgrad_image import launch_dgrad_image
+from fastgan.kernels.conv_dgrad_image import launch_dgrad_image, row_columns
 from fastgan.kernels.conv_fprop import launch_fprop
 from fastgan.kernels.conv_fprop_image import launch_fprop_image
 from fastgan.kernels.conv_launch import Geometry
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Images have so few channels that their kernels flatten them together with taps or phases.
 IMAGE_CHANNELS = 4
-# Columns (phases x channels) up to which all phases go into one product.
+# Columns (phases x padded channels) up to which all phases go into one product.
 IMAGE_COLUMNS = 64
 
 
@@ -99,7 +99,7 @@ def dgrad(
         [N, B, H, W] of small's dtype, dense channels_last.
     """
     geometry = _geometry_from_small(small, weight.shape, big_size, stride, padding)
-    columns = stride[0] * stride[1] * geometry.big_channels
+    columns = stride[0] * row_columns(stride[1], geometry.big_channels)
     image = geometry.big_channels <= IMAGE_CHANNELS and columns <= IMAGE_COLUMNS
     return (launch_dgrad_image if image else launch_dgrad)(
         small,
