@@ -40,9 +40,9 @@ class Table:
 _LOW = (Tile(128, 32, 8), Tile(512, 16, 8), Tile(1024, 8, 8))
 _RESIDENT_FORWARD = {2: (*_LOW, Tile(2048, 8, 16)), 4: (*_LOW, Tile(2048, 4, 8))}
 _RESIDENT_BACKWARD = {2: (*_LOW, Tile(2048, 8, 8)), 4: (*_LOW, Tile(2048, 4, 8))}
-# 16 elements a thread: two 16-byte loads of bfloat16, four of float32.
+# At least two 16-byte loads a thread in flight.
 _STREAMING = {2: Tile(128, 64, 16), 4: Tile(256, 32, 16)}
-_STREAMING_SM_80 = {2: Tile(64, 64, 8), 4: Tile(128, 32, 8)}
+_STREAMING_SM_80 = {2: Tile(64, 64, 8), 4: Tile(256, 32, 8)}
 
 
 def _table(architecture: str, streaming: dict[int, Tile], programs_each: int) -> Table:
