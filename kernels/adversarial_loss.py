@@ -17,8 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import sigmoid
-from .compilation import KernelVariant
+from fastgan.kernels.activation import sigmoid
+from fastgan.kernels.compilation import KernelVariant
 
 # How the logged score of an output is made: the probability of being real, or the output itself.
 SCORES: dict[str, str] = {

@@ -47,8 +47,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-@functools.lru_cache(maxsize=None)
-def architecture(device: torch.device) -> str:
+@functools.cache
+def architecture_of(device: torch.device) -> str:
     """The name in `ARCHITECTURES` whose tuning table serves a device.
 
     Args:

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .batch_norm_act_backward import (
+from fastgan.kernels.batch_norm_act_backward import (
     backward,
     backward_resident_kernel,
     input_gradient_kernel,
     partial_gradients_kernel,
 )
-from .batch_norm_act_forward import (
+from fastgan.kernels.batch_norm_act_forward import (
     forward_inference,
     forward_resident_kernel,
     forward_training,
     normalise_kernel,
     partial_statistics_kernel,
 )
-from .batch_norm_act_statistics import BLOCK_S, TABLES
-from .channels_last import Tile
-from .compilation import KernelVariant
+from fastgan.kernels.batch_norm_act_statistics import BLOCK_S, TABLES
+from fastgan.kernels.channels_last import Tile
+from fastgan.kernels.compilation import KernelVariant
 
 __all__ = ["backward", "forward_inference", "forward_training", "variants"]
 

@@ -16,11 +16,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import activation_backward
-from .architecture import architecture_of
-from .batch_norm_act_statistics import BLOCK_S, TABLES, parameters, resident_tile, sum_group
-from .channel_sums import channel_sums
-from .channels_last import cut, matrix_shape
+from fastgan.kernels.activation import activation_backward
+from fastgan.kernels.architecture import architecture_of
+from fastgan.kernels.batch_norm_act_statistics import (
+    BLOCK_S,
+    TABLES,
+    parameters,
+    resident_tile,
+    sum_group,
+)
+from fastgan.kernels.channel_sums import channel_sums
+from fastgan.kernels.channels_last import cut, matrix_shape
 
 
 @triton.jit

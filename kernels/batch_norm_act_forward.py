@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import activate
-from .architecture import architecture_of
-from .batch_norm_act_statistics import (
+from fastgan.kernels.activation import activate
+from fastgan.kernels.architecture import architecture_of
+from fastgan.kernels.batch_norm_act_statistics import (
     BLOCK_S,
     TABLES,
     merge_group,
@@ -25,7 +25,7 @@ from .batch_norm_act_statistics import (
     parameters,
     resident_tile,
 )
-from .channels_last import Cut, cut, matrix_shape
+from fastgan.kernels.channels_last import Cut, cut, matrix_shape
 
 
 @triton.jit

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from .architecture import ARCHITECTURES
-from .channels_last import Tile
+from fastgan.kernels.architecture import ARCHITECTURES
+from fastgan.kernels.channels_last import Tile
 
 # Partial results that a program merges at a time.
 BLOCK_S = 64

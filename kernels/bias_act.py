@@ -13,11 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import activate, activation_backward
-from .architecture import ARCHITECTURES, architecture_of
-from .channel_sums import channel_sums
-from .channels_last import Cut, Tile, cut, matrix_shape
-from .compilation import KernelVariant
+from fastgan.kernels.activation import activate, activation_backward
+from fastgan.kernels.architecture import ARCHITECTURES, architecture_of
+from fastgan.kernels.channel_sums import channel_sums
+from fastgan.kernels.channels_last import Cut, Tile, cut, matrix_shape
+from fastgan.kernels.compilation import KernelVariant
 
 # By bytes of an element, the same on every architecture: 16 bytes a thread and access, and as many
 # programs as keep every multiprocessor busy with four.

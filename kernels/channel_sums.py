@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .compilation import KernelVariant
+from fastgan.kernels.compilation import KernelVariant
 
 BLOCK_S, BLOCK_C, NUM_WARPS = 64, 32, 4
 

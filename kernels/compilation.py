@@ -24,8 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .architecture import ARCHITECTURES
-
+from fastgan.kernels.architecture import ARCHITECTURES
 
 # Names under which matrix instructions are reported, and how the assembly spells them.
 MATRIX_INSTRUCTIONS: dict[str, str] = {
