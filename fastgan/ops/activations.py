@@ -2,7 +2,7 @@
 
 Each record gives the function and its derivative twice: from the input z, where an operator keeps z
 (batch norm recomputes it), and from the output y, where it keeps y (a convolution's epilogue). All
-are written in differentiable torch functions, so the derivative of a derivative is right too.
+are torch functions with derivatives of their own, so the derivative of a derivative is right too.
 At 0 relu and leaky_relu have the derivative from the left, as torch has it.
 """
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -22,67 +24,73 @@ class Activation:
 
     name: str
     apply: Callable[[Tensor, float], Tensor]
-    #: (grad, z, slope) -> the gradient at z, differentiable in grad and z.
+    #: (grad, z, slope) -> the gradient at z.
     backward_from_input: Callable[[Tensor, Tensor, float], Tensor]
-    #: (grad, y, slope) -> the same from the output y.
+    #: (grad, y, slope) -> the same, read off the output; for leaky_relu slope must be >= 0.
     backward_from_output: Callable[[Tensor, Tensor, float], Tensor]
-
-
-def _relu_backward(grad: Tensor, y_or_z: Tensor, slope: float) -> Tensor:
-    return torch.where(y_or_z <= 0, 0, grad)
-
-
-def _leaky_relu_backward(grad: Tensor, y_or_z: Tensor, slope: float) -> Tensor:
-    return torch.where(y_or_z > 0, grad, grad * slope)
-
-
-def _tanh_backward(grad: Tensor, y: Tensor, slope: float) -> Tensor:
-    return grad * (1 - y * y)
-
-
-def _sigmoid_backward(grad: Tensor, y: Tensor, slope: float) -> Tensor:
-    return grad * (y * (1 - y))
 
 
 def _identity_backward(grad: Tensor, y_or_z: Tensor, slope: float) -> Tensor:
     return grad
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    activation.name: activation
-    for activation in (
-        Activation("identity", lambda z, slope: z, _identity_backward, _identity_backward),
-        Activation("relu", lambda z, slope: F.relu(z), _relu_backward, _relu_backward),
-        Activation(
-            "leaky_relu",
-            lambda z, slope: F.leaky_relu(z, slope),
-            _leaky_relu_backward,
-            _leaky_relu_backward,
-        ),
-        Activation(
-            "tanh",
-            lambda z, slope: torch.tanh(z),
-            lambda grad, z, slope: _tanh_backward(grad, torch.tanh(z), slope),
-            _tanh_backward,
-        ),
-        Activation(
-            "sigmoid",
-            lambda z, slope: torch.sigmoid(z),
-            lambda grad, z, slope: _sigmoid_backward(grad, torch.sigmoid(z), slope),
-            _sigmoid_backward,
-        ),
-    )
-}
+def _relu_backward(grad: Tensor, y_or_z: Tensor, slope: float) -> Tensor:
+    return aten.threshold_backward(grad, y_or_z, 0)
+
+
+def _tanh_backward(grad: Tensor, y: Tensor, slope: float) -> Tensor:
+    return aten.tanh_backward(grad, y)
+
+
+def _sigmoid_backward(grad: Tensor, y: Tensor, slope: float) -> Tensor:
+    return aten.sigmoid_backward(grad, y)
+
+
+_ALL = (
+    Activation(
+        "identity",
+        apply=lambda z, slope: z,
+        backward_from_input=_identity_backward,
+        backward_from_output=_identity_backward,
+    ),
+    Activation(
+        "relu",
+        apply=lambda z, slope: F.relu(z),
+        backward_from_input=_relu_backward,
+        backward_from_output=_relu_backward,
+    ),
+    Activation(
+        "leaky_relu",
+        apply=lambda z, slope: F.leaky_relu(z, slope),
+        backward_from_input=lambda g, z, slope: aten.leaky_relu_backward(g, z, slope, False),
+        backward_from_output=lambda g, y, slope: aten.leaky_relu_backward(g, y, slope, True),
+    ),
+    Activation(
+        "tanh",
+        apply=lambda z, slope: torch.tanh(z),
+        backward_from_input=lambda g, z, slope: _tanh_backward(g, torch.tanh(z), slope),
+        backward_from_output=_tanh_backward,
+    ),
+    Activation(
+        "sigmoid",
+        apply=lambda z, slope: torch.sigmoid(z),
+        backward_from_input=lambda g, z, slope: _sigmoid_backward(g, torch.sigmoid(z), slope),
+        backward_from_output=_sigmoid_backward,
+    ),
+)
+
+ACTIVATIONS: dict[str, Activation] = {activation.name: activation for activation in _ALL}
 
 
 def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
     """Apply the activation called `activation` with torch's own function for it."""
+    if activation == "identity":
+        return z
     return ACTIVATIONS[activation].apply(z, negative_slope)
 
 
 def check_activation(activation: str) -> None:
     """Raise ValueError unless `activation` is a name in `ACTIVATIONS`."""
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"activation={activation!r} is not known; allowed: {', '.join(ACTIVATIONS)}"
-        )
+        allowed = ", ".join(ACTIVATIONS)
+        raise ValueError(f"activation={activation!r} is not known; allowed: {allowed}")

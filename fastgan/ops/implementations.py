@@ -13,17 +13,23 @@ environment (read once, on import). An implementation insisted on that cannot se
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fastgan.errors import BackendError
 
-#: Every name that an implementation can have, fastest first.
-NAMES = ("cuda", "cpu", "triton", "matmul", "reference")
+#: Every name that an implementation can have.
+NAMES = ("matmul", "cuda", "cpu", "triton", "reference")
+
+#: dtypes that kernels compute in; the reference takes float64 too.
+KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,14 @@ class Implementation:
         supports: takes the call; returns why it cannot be served, or None.
         prefers: takes a call that is supported; returns why this implementation is nevertheless
             not chosen unasked (measured slower, wrong layout ...), or None.
-        run: what computes the operator; its signature belongs to the operator.
+        run: what computes the operator, by the name of the computation: the launchers of a kernel
+            family, for instance. Names and signatures belong to the operator.
     """
 
     name: str
     supports: Callable[[Any], str | None]
     prefers: Callable[[Any], str | None]
-    run: Callable[..., Any]
+    run: dict[str, Callable[..., Any]]
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -68,7 +75,7 @@ def always(call: Any) -> str | None:
 
 def _checked(name: str, source: str) -> str:
     if name not in NAMES:
-        raise BackendError(f"{source}={name!r} is not known; allowed: {', '.join(NAMES)}")
+        raise BackendError(f"{source}={name!r} is not known; allowed: auto, {', '.join(NAMES)}")
     return name
 
 
@@ -77,30 +84,34 @@ def _from_environment() -> str | None:
     return _checked(name, "FASTGAN_BACKEND") if name and name != "auto" else None
 
 
-_forced: ContextVar[str | None] = ContextVar("fastgan_backend", default=_from_environment())
+_environment = _from_environment()
+# One value a thread. Read with getattr and a default: torch.compile guards on that, and so
+# recompiles when the value changes (a ContextVar it cannot trace at all).
+_state = threading.local()
 
 
 def forced_backend() -> str | None:
     """Return the implementation that the user insists on, or None for the automatic choice."""
-    return _forced.get()
+    return getattr(_state, "forced", _environment)
 
 
 @contextmanager
 def backend(name: str | None) -> Iterator[None]:
     """Insist on one implementation of every operator called inside the `with` block.
 
-    Holds for the calling thread (or asyncio task) alone; a backward pass uses what its forward
-    pass used. `None` or `"auto"` restores the automatic choice inside an outer block.
+    Holds for the calling thread alone; a backward pass uses what its forward pass used. `None` or
+    `"auto"` restores the automatic choice inside an outer block.
 
     Raises:
         BackendError: the name is not known; later, from an operator, where the implementation
             cannot serve the call.
     """
-    token = _forced.set(None if name in (None, "auto") else _checked(str(name), "backend"))
+    outer = forced_backend()
+    _state.forced = None if name in (None, "auto") else _checked(str(name), "backend")
     try:
         yield
     finally:
-        _forced.reset(token)
+        _state.forced = outer
 
 
 def choose(
@@ -120,17 +131,78 @@ def choose(
     rejected: list[tuple[str, str]] = []
     for implementation in table:
         name = implementation.name
+        if forced is not None and name != forced:
+            continue
         reason = implementation.supports(call)
-        if forced is not None:
-            if name != forced:
-                continue
-            if reason is None:
-                return Choice(name)
+        if forced is not None and reason is not None:
             raise BackendError(f"{operator}: backend {name!r} cannot serve this call: {reason}")
-        if reason is None:
+        if forced is None and reason is None:
             reason = implementation.prefers(call)
         if reason is None:
             return Choice(name, tuple(rejected))
         rejected.append((name, reason))
     served = ", ".join(implementation.name for implementation in table)
-    raise BackendError(f"{operator}: there is no backend {forced!r} here; it has {served}")
+    raise BackendError(f"{operator}: there is no backend {forced!r} for it; there are: {served}")
+
+
+_choices: dict[tuple[str, Any, str | None], Choice] = {}
+_MOST_CHOICES = 4096
+
+
+def cached_choice(operator: str, table: tuple[Implementation, ...], call: Any) -> Choice:
+    """Return `choose`'s answer under the backend in force, remembered for equal calls.
+
+    The memory is passed by while torch.compile traces: the choice becomes a constant of the graph.
+    """
+    forced = forced_backend()
+    if torch.compiler.is_compiling():
+        return choose(operator, table, call, forced)
+    key = (operator, call, forced)
+    choice = _choices.get(key)
+    if choice is None:
+        if len(_choices) >= _MOST_CHOICES:
+            _choices.clear()
+        choice = _choices[key] = choose(operator, table, call, forced)
+    return choice
+
+
+def implementation_named(table: tuple[Implementation, ...], name: str) -> Implementation:
+    """Return the record called `name`; an operator's dispatch inside `torch.ops.fastgan`."""
+    for implementation in table:
+        if implementation.name == name:
+            return implementation
+    raise BackendError(f"there is no implementation {name!r}")
+
+
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+#: Triton's interpreter runs kernels on CPU tensors; the switch counts if set before the import.
+TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _capability(device_index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device_index)
+
+
+def triton_supports(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why no Triton kernel can run on `device` in `dtype`, or None."""
+    if not TRITON_INSTALLED:
+        return "Triton is not installed (pip install triton; Linux only)"
+    if dtype not in KERNEL_DTYPES:
+        return f"Triton's kernels compute in float32, bfloat16 or float16, not {dtype}"
+    if device.type == "cpu":
+        if TRITON_INTERPRETS:
+            return None
+        return "Triton runs on CPU tensors only through its interpreter (TRITON_INTERPRET=1)"
+    if device.type != "cuda":
+        return f"Triton's kernels do not run on device type {device.type!r}"
+    if torch.version.hip is None and _capability(device.index or 0) < (8, 0):
+        return "Triton's kernels need a GPU of compute capability 8.0 or later"
+    return None
+
+
+def triton_prefers(device: torch.device) -> str | None:
+    """Return why Triton is not chosen unasked on `device`, or None."""
+    if device.type == "cpu":
+        return "Triton's interpreter is for tests: thousands of times slower than a kernel"
+    return None
