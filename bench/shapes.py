@@ -87,10 +87,10 @@ class ConvLayer:
         return 2.0 * batch * small[0] * small[1] * s * b * kh * kw
 
     def describe(self, batch: int) -> str:
-        """For tables: 64x512x4x4 → 256x8x8, k4 s2 p1."""
+        """For tables: batch 64: 512x4x4 → 256x8x8 k4 s2 p1."""
         tail = f" op{self.output_padding}" if self.output_padding else ""
         return (
-            f"{batch}x{self.in_channels}x{_by(self.in_size)} → "
+            f"batch {batch}: {self.in_channels}x{_by(self.in_size)} → "
             f"{self.out_channels}x{_by(self.out_size)} "
             f"k{self.kernel} s{self.stride} p{self.padding}{tail}"
         )
@@ -110,8 +110,8 @@ class MapLayer:
         return batch * self.channels * self.size[0] * self.size[1]
 
     def describe(self, batch: int) -> str:
-        """For tables: 64x512x4x4 relu."""
-        return f"{batch}x{self.channels}x{_by(self.size)} {self.activation}"
+        """For tables: batch 64: 512x4x4 relu."""
+        return f"batch {batch}: {self.channels}x{_by(self.size)} {self.activation}"
 
 
 def dcgan_convolutions(image_size: int, width: int = 64, channels: int = 3) -> list[ConvLayer]:

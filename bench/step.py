@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,9 +28,9 @@ class StepOptions:
 
     Attributes:
         device: where to run.
-        image_size: side of the images in pixels.
-        batch_sizes: one case each.
-        precision: "fp32" or "bf16".
+        image_sizes: sides of the images in pixels.
+        batch_sizes: one case each, at every image size and precision.
+        precisions: among "fp32" and "bf16".
         against: names of baselines, or () for all of the device's.
         seconds: time for the timed rounds of each case.
         seed: of weights, images and latents.
@@ -38,22 +39,22 @@ class StepOptions:
     """
 
     device: torch.device
-    image_size: int = 64
+    image_sizes: tuple[int, ...] = (64,)
     batch_sizes: tuple[int, ...] = (64,)
-    precision: str = "bf16"
+    precisions: tuple[str, ...] = ("bf16",)
     against: tuple[str, ...] = ()
     seconds: float = 60.0
     seed: int = 0
     width: int = 64
     tiny: bool = False
 
-    def baselines(self) -> list[Recipe]:
-        """The baselines asked for.
+    def baselines(self, precision: str) -> list[Recipe]:
+        """The baselines asked for, at a precision.
 
         Raises:
             ConfigError: a name is not one of the device's baselines.
         """
-        offered = {recipe.name: recipe for recipe in recipes(self.device, self.precision)}
+        offered = {recipe.name: recipe for recipe in recipes(self.device, precision)}
         for name in self.against:
             if name not in offered:
                 raise ConfigError(
@@ -97,37 +98,46 @@ class BaselineProvider:
         return PlainStep(self.recipe, workload).program()
 
 
+def all_providers(options: StepOptions, precision: str) -> list[StepProvider]:
+    """fastgan and the baselines asked for, at a precision."""
+    from bench.fastgan_step import FastganProvider
+
+    return [FastganProvider(precision), *map(BaselineProvider, options.baselines(precision))]
+
+
 def run_step(
     options: StepOptions,
     report: Report = print,
-    providers: Sequence[StepProvider] | None = None,
+    providers: Callable[[StepOptions, str], Sequence[StepProvider]] = all_providers,
     finished: Callable[[Results], None] = lambda _: None,
 ) -> Results:
-    """Measure the step at every batch size.
+    """Measure the step at every image size, precision and batch size.
 
     Args:
         options: what to measure.
         report: takes a line for each thing begun.
-        providers: what to compare; by default fastgan and the baselines asked for.
-        finished: called with the results so far after every batch size.
+        providers: what to compare at a precision.
+        finished: called with the results so far after every case.
     """
-    if providers is None:
-        from bench.fastgan_step import FastganProvider
-
-        baselines = [BaselineProvider(recipe) for recipe in options.baselines()]
-        providers = [FastganProvider(options.precision), *baselines]
+    for precision in options.precisions:
+        options.baselines(precision)  # a misspelt name must not wait for the first measurement
     results = Results("step", capture_environment(options.device, options.seed))
     report("measuring the ceilings: a large copy, large matrix products")
     results.ceilings = measure_ceilings(options.device, tiny=options.tiny)
-    for batch in options.batch_sizes:
-        workload = Workload(options.image_size, batch, options.device, options.seed, options.width)
-        results.rows += step_rows(workload, providers, options, results.ceilings, report)
+    for size, precision, batch in itertools.product(
+        options.image_sizes, options.precisions, options.batch_sizes
+    ):
+        workload = Workload(size, batch, options.device, options.seed, options.width)
+        results.rows += step_rows(
+            workload, precision, providers(options, precision), options, results.ceilings, report
+        )
         finished(results)
     return results
 
 
 def step_rows(
     workload: Workload,
+    precision: str,
     providers: Sequence[StepProvider],
     options: StepOptions,
     ceilings: dict[str, float],
@@ -135,11 +145,12 @@ def step_rows(
 ) -> list[Row]:
     """Gate and race the providers on one workload."""
     batch, size = workload.batch_size, workload.image_size
-    report(f"batch {batch}: one step in float64")
+    title = f"{size}×{size} {precision} batch {batch}"
+    report(f"{title}: one step in float64")
     exact = ExactStep(workload)
     entries, contestants = [], []
     for provider in providers:
-        report(f"batch {batch}: preparing {provider.name}")
+        report(f"{title}: preparing {provider.name}")
         verdict: Verdict | None = None
         failure = ""
         try:
@@ -152,9 +163,9 @@ def step_rows(
             Entry(provider.name, provider.ours, verdict, failure, provider.implementation)
         )
     del exact
-    report(f"batch {batch}: {len(contestants)} providers in turns for {options.seconds:.0f} s")
+    report(f"{title}: {len(contestants)} providers in turns for {options.seconds:.0f} s")
     timings = race(contestants, workload.device, seconds=options.seconds)
-    dtype = "bfloat16" if options.precision == "bf16" else "float32"
+    dtype = "bfloat16" if precision == "bf16" else "float32"
     template = Row(
         case=f"DCGAN step {size}×{size}",
         provider="",
@@ -162,7 +173,7 @@ def step_rows(
         shape=f"batch {batch}",
         dtype=dtype,
     )
-    work = step_passes(size, batch, options.precision, workload.width)
+    work = step_passes(size, batch, precision, workload.width)
     rows = rows_of(template, entries, timings, work, ceilings)
     for row in rows:
         if row.median is not None:

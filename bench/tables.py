@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -56,7 +57,7 @@ def format_ratio(row: Row) -> str:
 def rows_table(rows: Iterable[Row], title: str) -> Table:
     """One line a provider, cases parted by rules."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.add_column("case", overflow="fold", max_width=36)
+    table.add_column("case", overflow="fold", max_width=40)
     table.add_column("type", no_wrap=True)
     table.add_column("provider", overflow="fold", max_width=24)
     table.add_column("median", justify="right", no_wrap=True)
@@ -66,7 +67,7 @@ def rows_table(rows: Iterable[Row], title: str) -> Table:
     table.add_column("error ÷ allowed", justify="right", no_wrap=True)
     for _, group in itertools.groupby(rows, key=lambda row: row.identity[:4]):
         for index, row in enumerate(group):
-            lead = ("", "") if index else (_case(row), _short(row.dtype))
+            lead = ("", "") if index else (escape(case_words(row)), _short(row.dtype))
             table.add_row(*lead, *_cells(row))
         table.add_section()
     return table
@@ -95,10 +96,11 @@ def show(results: Results, console: Console) -> None:
 def describe(environment: Environment) -> list[str]:
     """The environment in two lines."""
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    threads = f", {environment.threads} CPU threads" if environment.device_type == "cuda" else ""
     tree = f"commit {environment.commit}{' with changes' if environment.dirty else ''}"
     return [
-        f"{environment.device}, {environment.system}, {environment.threads} threads",
-        f"{versions}, Python {environment.python}; {tree}; {environment.date}",
+        f"{environment.device}{threads}, {environment.system}; {tree}; {environment.date}",
+        f"{versions}, Python {environment.python}",
     ]
 
 
@@ -125,13 +127,15 @@ def _cells(row: Row) -> list[str | Text]:
     ]
 
 
-def _case(row: Row) -> str:
+def case_words(row: Row) -> str:
+    """The case with its direction and batch; the whole shape is in the JSON."""
     words = [row.case]
     if row.direction not in ("", "step"):
         words.append(row.direction.replace("forward+backward", "fwd+bwd"))
     if row.shape:
-        words.append(f"[{row.shape}]")
-    return " ".join(words).replace("[", r"\[")
+        words[-1] += ","
+        words.append(row.shape.split(":")[0])
+    return " ".join(words)
 
 
 def _short(dtype: str) -> str:

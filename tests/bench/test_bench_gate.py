@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from bench.baselines import PlainStep, Recipe, StepRecord, Workload, recipes
 from bench.gate import judge, largest_error, tolerance
 from bench.method import Timing

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+
 from bench.method import Contestant, Timing, input_sets, paired_ratio, race, rotating
 
 CPU = torch.device("cpu")

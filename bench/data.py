@@ -1,0 +1,173 @@
+"""`bench data`: images a second from where they lie to a normalised batch in training's memory.
+
+The baseline is the PyTorch example's pipeline: a folder of JPEG files read through a DataLoader
+whose workers decode, resize, crop and normalise. fastgan decodes once into a packed file and cuts
+batches from its memory map; on a GPU the bytes travel and are normalised there.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bench.baselines import CHANNELS
+from bench.gate import judge, tolerance
+from bench.method import Contestant, race
+from bench.results import Results, Row, capture_environment
+from bench.rows import Entry, rows_of
+from bench.shapes import Cost
+from fastgan.data import BatchIndices, PackedImages, normalise, open_images
+
+IMAGES = 2048
+
+
+class JpegFolder(Dataset):
+    """Images of a folder as the example's transforms make them: float32 [C, H, W] in [−1, 1]."""
+
+    def __init__(self, files: list[Path], image_size: int) -> None:
+        self.files, self.image_size = files, image_size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.files[index]) as file:
+            image = file.convert("RGB").resize((self.image_size,) * 2, Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.float().div(255.0).sub(0.5).div(0.5)
+
+
+def run_data(
+    device: torch.device,
+    *,
+    image_size: int = 64,
+    batch_size: int = 64,
+    seconds: float = 10.0,
+    images: int = IMAGES,
+    workers: int = 2,
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+) -> Results:
+    """Measure the pipelines on `images` synthetic JPEG files, one batch a call.
+
+    Every pipeline's first batch is compared with the pixels that it was made from.
+    """
+    results = Results("data", capture_environment(device, seed))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        report(f"writing {images} JPEG files of {image_size}×{image_size} pixels, and packing them")
+        files = write_jpegs(folder / "images", images, image_size, seed)
+        packed = open_images(
+            str(folder / "images"), image_size, CHANNELS, cache_dir=folder, progress=False
+        )
+        expected = _pixels(files[:batch_size], image_size)
+        order = BatchIndices(len(packed), batch_size, seed)
+        resident = packed.resident(device)
+        pipelines: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+            "fastgan packed": (
+                functools.partial(_packed_batch, packed, order, device, _counter()),
+                lambda: normalise(packed.batch(np.arange(batch_size)), device),
+            ),
+            "fastgan resident": (
+                functools.partial(_resident_batch, resident, order, _counter()),
+                lambda: normalise(resident[torch.arange(batch_size, device=device)]),
+            ),
+        }
+        loaders = []
+        for count in dict.fromkeys((0, workers)):
+            stream = _endless(JpegFolder(files, image_size), batch_size, count, device)
+            loaders.append(stream)
+            pipelines[f"DataLoader, {count} workers"] = (
+                functools.partial(next, stream),
+                lambda: torch.stack(
+                    [JpegFolder(files, image_size)[index] for index in range(batch_size)]
+                ),
+            )
+        entries, contestants = [], []
+        for title, (call, first_batch) in pipelines.items():
+            allowed = {"batch": tolerance(torch.float32, 4)}
+            verdict = judge({"batch": first_batch()}, {"batch": expected}, allowed)
+            entries.append(Entry(title, title.startswith("fastgan"), verdict))
+            if verdict.passed:
+                contestants.append(Contestant(title, call))
+        report(f"{len(contestants)} pipelines in turns for {seconds:.0f} s")
+        timings = race(contestants, device, seconds=seconds)
+        for stream in loaders:
+            stream.close()
+    pixels = float(batch_size * CHANNELS * image_size**2)
+    template = Row(
+        case=f"images to a batch, {image_size}×{image_size}",
+        provider="",
+        shape=f"batch {batch_size}",
+        dtype="float32",
+    )
+    # A byte read and a float written for each pixel; the copy's ceiling is for `bench ops`.
+    rows = rows_of(template, entries, timings, [Cost(0.0, 5 * pixels)])
+    for row in rows:
+        if row.median is not None:
+            row.extra["images_per_second"] = batch_size / row.median
+    results.rows = rows
+    return results
+
+
+def write_jpegs(folder: Path, count: int, image_size: int, seed: int) -> list[Path]:
+    """`count` smooth random images as JPEG files; smooth, so that their size is a photo's."""
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    files = []
+    for index in range(count):
+        coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((image_size,) * 2, Image.Resampling.BICUBIC)
+        files.append(folder / f"{index:06d}.jpg")
+        image.save(files[-1], quality=90)
+    return files
+
+
+def _pixels(files: list[Path], image_size: int) -> Tensor:
+    """The exact normalised batch of `files` in float64."""
+    batch = [np.array(Image.open(file).convert("RGB")) for file in files]
+    return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).double() / 127.5 - 1.0
+
+
+def _counter() -> Iterator[int]:
+    step = 0
+    while True:
+        yield step
+        step += 1
+
+
+def _packed_batch(
+    packed: PackedImages, order: BatchIndices, device: torch.device, steps: Iterator[int]
+) -> Tensor:
+    return normalise(packed.batch(order.indices(next(steps))), device)
+
+
+def _resident_batch(resident: Tensor, order: BatchIndices, steps: Iterator[int]) -> Tensor:
+    indices = torch.from_numpy(order.indices(next(steps))).to(resident.device)
+    return normalise(resident[indices])
+
+
+def _endless(
+    dataset: Dataset, batch_size: int, workers: int, device: torch.device
+) -> Generator[Tensor, None, None]:
+    """Batches of a DataLoader without end, its workers kept between epochs."""
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+    while True:
+        for batch in loader:
+            yield batch.to(device, non_blocking=True)

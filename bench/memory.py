@@ -1,0 +1,172 @@
+"""`bench memory`: the peak memory of a training step, each provider in a process of its own.
+
+On a CPU the peak is the resident set's, above what the process held before the program was built:
+weights, optimizer state, activations and whatever buffers the kernels keep. On a GPU it is the
+allocator's own peak. A fresh process each time, since a peak cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.baselines import Workload
+from bench.method import first_line, interquartile_range
+from bench.results import ERROR, ROOT, Results, Row, capture_environment
+from bench.step import BaselineProvider, StepOptions, StepProvider, all_providers
+
+STEPS = 3
+REPEATS = 3
+MARK = "bench-memory-peak: "
+SECONDS_ALLOWED = 300
+
+
+def providers_of(options: StepOptions, precision: str) -> list[StepProvider]:
+    """fastgan and the baselines that have a memory of their own.
+
+    A compiled step's peak is the compiler's where it compiles in the same process, so on a CPU
+    torch.compile is left out.
+    """
+    return [
+        provider
+        for provider in all_providers(options, precision)
+        if options.device.type == "cuda"
+        or not (isinstance(provider, BaselineProvider) and provider.recipe.compile_mode)
+    ]
+
+
+def peak_of_step(provider: StepProvider, workload: Workload) -> int:
+    """Bytes at the peak of building a program and making a few steps, in this process."""
+    gc.collect()
+    cuda = workload.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(workload.device)
+        before = torch.cuda.memory_allocated(workload.device)
+    else:
+        _reset_resident_peak()
+        before = _status_bytes("VmRSS")
+    step = provider.program(workload)
+    for _ in range(STEPS):
+        step()
+    if cuda:
+        torch.cuda.synchronize(workload.device)
+        return torch.cuda.max_memory_allocated(workload.device) - before
+    return _status_bytes("VmHWM") - before
+
+
+def run_memory(options: StepOptions, report: Callable[[str], None] = print) -> Results:
+    """Measure every provider's peak in every case; the ratio is baseline ÷ provider."""
+    results = Results("memory", capture_environment(options.device, options.seed))
+    for size, precision, batch in itertools.product(
+        options.image_sizes, options.precisions, options.batch_sizes
+    ):
+        rows = []
+        for provider in providers_of(options, precision):
+            report(
+                f"{size}×{size} {precision} batch {batch}: {provider.name}, {REPEATS} fresh processes"
+            )
+            row = Row(
+                case=f"DCGAN step {size}×{size}, peak",
+                provider=provider.name,
+                direction="step",
+                shape=f"batch {batch}",
+                dtype="bfloat16" if precision == "bf16" else "float32",
+                unit="B",
+            )
+            request = {
+                "device": str(options.device),
+                "image_size": size,
+                "batch_size": batch,
+                "precision": precision,
+                "provider": provider.name,
+                "seed": options.seed,
+                "width": options.width,
+                "threads": torch.get_num_threads(),
+            }
+            try:
+                peaks = [_in_fresh_process(request) for _ in range(REPEATS)]
+            except Exception as error:
+                rows.append(dataclasses.replace(row, status=ERROR, message=first_line(error)))
+                continue
+            rows.append(
+                dataclasses.replace(
+                    row,
+                    median=statistics.median(peaks),
+                    spread=interquartile_range(peaks),
+                    samples=len(peaks),
+                )
+            )
+        results.rows += with_ratios(rows, {"fastgan"})
+    return results
+
+
+def with_ratios(rows: list[Row], ours: set[str]) -> list[Row]:
+    """Rows of one case with the ratio of their medians to the smallest baseline's."""
+    baselines = [row for row in rows if row.provider not in ours and row.median]
+    if not baselines:
+        return rows
+    best = min(baselines, key=lambda row: row.median or 0.0)
+    return [
+        dataclasses.replace(row, ratio=(best.median or 0.0) / row.median, baseline=best.provider)
+        if row.median
+        else row
+        for row in rows
+    ]
+
+
+def _in_fresh_process(request: dict[str, Any]) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.memory", json.dumps(request)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_ALLOWED,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            return int(line.removeprefix(MARK))
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    raise RuntimeError(lines[-1])
+
+
+def _serve(request: dict[str, Any]) -> int:
+    """In the fresh process: measure the provider that the request names."""
+    torch.set_num_threads(request["threads"])
+    workload = Workload(
+        request["image_size"],
+        request["batch_size"],
+        torch.device(request["device"]),
+        request["seed"],
+        request["width"],
+    )
+    offered = providers_of(StepOptions(workload.device), request["precision"])
+    provider = next(one for one in offered if one.name == request["provider"])
+    # Libraries load lazily: a small step first, so that their pages are not counted.
+    small = dataclasses.replace(workload, image_size=16, batch_size=2, width=8)
+    provider.program(small)()
+    return peak_of_step(provider, workload)
+
+
+def _reset_resident_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+if __name__ == "__main__":
+    print(f"{MARK}{_serve(json.loads(sys.argv[1]))}")
