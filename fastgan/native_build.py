@@ -62,6 +62,7 @@ FLAGS = (
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-ffp-contract=fast",
     "-Wall",
     "-Wextra",
     "-Wno-uninitialized",  # GCC 12 warns of its own AVX-512 headers

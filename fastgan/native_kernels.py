@@ -211,3 +211,94 @@ def generator(fake_logits: Tensor, *, objective: str) -> tuple[Tensor, Tensor, T
     _operators().generator_loss(fake_logits, grad_fake, results, OBJECTIVES[objective])
     loss, fake_mean = results.unbind()
     return loss, fake_mean, grad_fake
+
+
+def _channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+
+def fprop(
+    big: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """The convolution big -> small: `act(F.conv2d(big, weight, bias, stride, padding))`.
+
+    Args:
+        big: [N, B, H, W], dense channels_last.
+        weight: [S, B, kh, kw] of big's dtype, dense channels_last (physically [S, kh, kw, B]).
+        bias: [S] or None.
+        stride, padding: (vertical, horizontal).
+        activation, negative_slope: applied in the epilogue.
+
+    Returns:
+        [N, S, OH, OW] of big's dtype, dense channels_last.
+    """
+    size = (
+        (length + 2 * pad - kernel) // step + 1
+        for length, kernel, step, pad in zip(
+            big.shape[2:], weight.shape[2:], stride, padding, strict=True
+        )
+    )
+    small = _channels_last((big.shape[0], weight.shape[0], *size), big.dtype)
+    _operators().fprop(
+        big, weight, _vector(bias), small, *stride, *padding,
+        ACTIVATIONS[activation], negative_slope,
+    )  # fmt: skip
+    return small
+
+
+def dgrad(
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    big_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """The transposed convolution small -> big; also fprop's gradient with respect to big.
+
+    Args:
+        small: [N, S, OH, OW], dense channels_last.
+        weight: [S, B, kh, kw] of small's dtype, dense channels_last.
+        bias: [B] or None.
+        big_size: (H, W) of the result; output_padding is what it is larger than the least.
+
+    Returns:
+        [N, B, H, W] of small's dtype, dense channels_last.
+    """
+    big = _channels_last((small.shape[0], weight.shape[1], *big_size), small.dtype)
+    _operators().dgrad(
+        small, weight, _vector(bias), big, *stride, *padding,
+        ACTIVATIONS[activation], negative_slope,
+    )  # fmt: skip
+    return big
+
+
+def wgrad(
+    big: Tensor,
+    small: Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The weight gradient [S, B, kh, kw], dense channels_last, of both convolutions.
+
+    Args:
+        big: [N, B, H, W]; small: [N, S, OH, OW]; dense channels_last, of one dtype.
+        kernel_size, stride, padding: (vertical, horizontal).
+        out_dtype: of the result; None for big's.
+    """
+    weight = _channels_last((small.shape[1], big.shape[1], *kernel_size), out_dtype or big.dtype)
+    _operators().wgrad(big, small, weight, *stride, *padding)
+    return weight

@@ -19,7 +19,15 @@ void parallel(int64_t count, void (*task)(void* context, int64_t index), void* c
 
 // Memory of the calling thread that is kept and reused: at least `bytes`, 64-byte aligned. Each
 // slot is a buffer of its own; what an earlier call left in it is lost.
-enum class Scratch : int { partials, weights, first_operand, second_operand, task, slots };
+enum class Scratch : int {
+  partials,
+  weights,
+  offsets,
+  first_operand,
+  second_operand,
+  task,
+  count
+};
 void* scratch(Scratch slot, size_t bytes);
 
 struct BatchNormForward {
@@ -71,6 +79,23 @@ struct AdversarialLoss {
   double real_label, fake_label;
 };
 
+// A convolution between the big side [batch, big_height, big_width, big_channels] and the small side.
+// The weight is [small_channels, kernel_height, kernel_width, big_channels].
+struct Convolution {
+  DataType type;
+  int64_t batch;
+  int64_t big_height, big_width, big_channels;
+  int64_t small_height, small_width, small_channels;
+  int64_t kernel_height, kernel_width, stride_height, stride_width;
+  int64_t padding_height, padding_width;
+  const void *big, *small, *weight;  // the two operands of the product that is asked for
+  void* result;
+  DataType result_type;  // wgrad's may differ from `type`
+  const float* bias;     // fprop and dgrad: [channels of the result] or null
+  Activation activation;
+  float negative_slope;
+};
+
 struct Kernels {
   const char* name;
   void (*batch_norm_forward)(const BatchNormForward&);
@@ -78,6 +103,9 @@ struct Kernels {
   void (*bias_act_forward)(const BiasAct&);
   void (*bias_act_backward)(const BiasAct&);
   void (*adversarial_loss)(const AdversarialLoss&);
+  void (*fprop)(const Convolution&);
+  void (*dgrad)(const Convolution&);
+  void (*wgrad)(const Convolution&);
 };
 
 }  // namespace fastgan::cpu

@@ -3,6 +3,8 @@
 #include "adversarial_loss.h"
 #include "batch_norm_act.h"
 #include "bias_act.h"
+#include "convolution.h"
+#include "weight_gradient.h"
 
 #define FASTGAN_TEXT(name) #name
 #define FASTGAN_NAME(name) FASTGAN_TEXT(name)
@@ -18,6 +20,9 @@ const Kernels kernels = {
     bias_act_forward,
     bias_act_backward,
     adversarial_loss,
+    fprop,
+    dgrad,
+    wgrad,
 };
 
 }  // namespace fastgan::cpu::FASTGAN_LEVEL

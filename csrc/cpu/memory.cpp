@@ -8,8 +8,8 @@ namespace fastgan::cpu {
 namespace {
 
 struct Buffers {
-  void* memory[static_cast<int>(Scratch::slots)] = {};
-  size_t bytes[static_cast<int>(Scratch::slots)] = {};
+  void* memory[static_cast<int>(Scratch::count)] = {};
+  size_t bytes[static_cast<int>(Scratch::count)] = {};
 
   ~Buffers() {
     for (void* buffer : memory) std::free(buffer);

@@ -175,6 +175,91 @@ void bias_act_backward(Tensor grad_y, Tensor x, std::optional<Tensor> bias, Tens
   fastgan::cpu::kernels().bias_act_backward(call);
 }
 
+// The geometry that the three convolutions share; what they read and write is added by the caller.
+fastgan::cpu::Convolution convolution_of(const Tensor& big, const Tensor& small,
+                                         const Tensor& weight, int64_t stride_height,
+                                         int64_t stride_width, int64_t padding_height,
+                                         int64_t padding_width) {
+  STD_TORCH_CHECK(big.dim() == 4 && small.dim() == 4 && weight.dim() == 4,
+                  "big, small and weight must have 4 dimensions");
+  STD_TORCH_CHECK(stride_height > 0 && stride_width > 0 && padding_height >= 0 &&
+                      padding_width >= 0,
+                  "strides must be positive, padding not negative");
+  fastgan::cpu::Convolution call{};
+  call.type = data_type(big);
+  call.batch = big.size(0);
+  call.big_channels = big.size(1);
+  call.big_height = big.size(2);
+  call.big_width = big.size(3);
+  call.small_channels = small.size(1);
+  call.small_height = small.size(2);
+  call.small_width = small.size(3);
+  call.kernel_height = weight.size(2);
+  call.kernel_width = weight.size(3);
+  call.stride_height = stride_height;
+  call.stride_width = stride_width;
+  call.padding_height = padding_height;
+  call.padding_width = padding_width;
+  STD_TORCH_CHECK(small.size(0) == call.batch && weight.size(0) == call.small_channels &&
+                      weight.size(1) == call.big_channels,
+                  "big, small and weight do not fit together");
+  auto fits = [](int64_t big_size, int64_t small_size, int64_t kernel, int64_t stride,
+                 int64_t padding) {
+    const int64_t span = big_size + 2 * padding - kernel;
+    return span >= 0 && span / stride + 1 == small_size;
+  };
+  STD_TORCH_CHECK(fits(call.big_height, call.small_height, call.kernel_height, stride_height,
+                       padding_height) &&
+                      fits(call.big_width, call.small_width, call.kernel_width, stride_width,
+                           padding_width),
+                  "the sizes of big and small do not belong to this kernel, stride and padding");
+  check_data(big, "big", call.type, big.numel());
+  check_data(small, "small", call.type, small.numel());
+  return call;
+}
+
+void fprop(Tensor big, Tensor weight, std::optional<Tensor> bias, Tensor small,
+           int64_t stride_height, int64_t stride_width, int64_t padding_height,
+           int64_t padding_width, int64_t activation, double negative_slope) {
+  fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
+                                                  padding_height, padding_width);
+  check_data(weight, "weight", call.type, weight.numel());
+  call.big = big.const_data_ptr();
+  call.weight = weight.const_data_ptr();
+  call.result = small.mutable_data_ptr();
+  call.bias = vector_of(bias, "bias", call.small_channels);
+  call.activation = activation_of(activation);
+  call.negative_slope = static_cast<float>(negative_slope);
+  fastgan::cpu::kernels().fprop(call);
+}
+
+void dgrad(Tensor small, Tensor weight, std::optional<Tensor> bias, Tensor big,
+           int64_t stride_height, int64_t stride_width, int64_t padding_height,
+           int64_t padding_width, int64_t activation, double negative_slope) {
+  fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
+                                                  padding_height, padding_width);
+  check_data(weight, "weight", call.type, weight.numel());
+  call.small = small.const_data_ptr();
+  call.weight = weight.const_data_ptr();
+  call.result = big.mutable_data_ptr();
+  call.bias = vector_of(bias, "bias", call.big_channels);
+  call.activation = activation_of(activation);
+  call.negative_slope = static_cast<float>(negative_slope);
+  fastgan::cpu::kernels().dgrad(call);
+}
+
+void wgrad(Tensor big, Tensor small, Tensor weight, int64_t stride_height, int64_t stride_width,
+           int64_t padding_height, int64_t padding_width) {
+  fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
+                                                  padding_height, padding_width);
+  call.result_type = data_type(weight);
+  check_data(weight, "weight", call.result_type, weight.numel());
+  call.big = big.const_data_ptr();
+  call.small = small.const_data_ptr();
+  call.result = weight.mutable_data_ptr();
+  fastgan::cpu::kernels().wgrad(call);
+}
+
 fastgan::cpu::AdversarialLoss loss_of(const Tensor& fake, const Tensor& grad_fake,
                                       int64_t objective) {
   STD_TORCH_CHECK(objective >= 0 && objective < static_cast<int64_t>(fastgan::Objective::count),
@@ -231,6 +316,17 @@ STABLE_TORCH_LIBRARY(fastgan_cpu, library) {
       "discriminator_loss(Tensor real, Tensor fake, Tensor(a!) grad_real, Tensor(b!) grad_fake, "
       "Tensor(c!) results, int objective, float real_label, float fake_label) -> ()");
   library.def(
+      "fprop(Tensor big, Tensor weight, Tensor? bias, Tensor(a!) small, int stride_height, "
+      "int stride_width, int padding_height, int padding_width, int activation, "
+      "float negative_slope) -> ()");
+  library.def(
+      "dgrad(Tensor small, Tensor weight, Tensor? bias, Tensor(a!) big, int stride_height, "
+      "int stride_width, int padding_height, int padding_width, int activation, "
+      "float negative_slope) -> ()");
+  library.def(
+      "wgrad(Tensor big, Tensor small, Tensor(a!) weight, int stride_height, int stride_width, "
+      "int padding_height, int padding_width) -> ()");
+  library.def(
       "generator_loss(Tensor fake, Tensor(a!) grad_fake, Tensor(b!) results, int objective) -> ()");
 }
 
@@ -239,6 +335,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan_cpu, CPU, library) {
   library.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
   library.impl("bias_act_forward", TORCH_BOX(&bias_act_forward));
   library.impl("bias_act_backward", TORCH_BOX(&bias_act_backward));
+  library.impl("fprop", TORCH_BOX(&fprop));
+  library.impl("dgrad", TORCH_BOX(&dgrad));
+  library.impl("wgrad", TORCH_BOX(&wgrad));
   library.impl("discriminator_loss", TORCH_BOX(&discriminator_loss));
   library.impl("generator_loss", TORCH_BOX(&generator_loss));
 }

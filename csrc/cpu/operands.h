@@ -1,0 +1,111 @@
+// Operands as the register tiles read them: steps of 32 bits (micro_kernels.h).
+//
+// float32 is read where it lies. bfloat16 is read where it lies if the processor multiplies pairs;
+// everything else is converted to float32 once a call. Weights are packed a call: they are small
+// beside the activations, and no cache of packed weights can go stale.
+#pragma once
+
+#include "dispatch.h"
+#include "micro_kernels.h"
+
+namespace fastgan::cpu::FASTGAN_LEVEL {
+
+// Calls visit(Element<Step>) with the step that serves a dtype at this level.
+template <class Visit>
+FASTGAN_SHARED void with_step([[maybe_unused]] DataType type, const Visit& visit) {
+#if defined(__AVX512BF16__)
+  if (type == DataType::bfloat16) return visit(Element<Pair>{});
+#endif
+  visit(Element<float>{});
+}
+
+// How many of the reduction's elements a step holds.
+template <class Step>
+constexpr int kElements = __is_same(Step, Pair) ? 2 : 1;
+
+// The elements as float32: where they lie, or converted into scratch memory.
+FASTGAN_SHARED const float* as_float(const void* source, DataType type, int64_t count,
+                                     Scratch slot) {
+  if (type == DataType::float32) return static_cast<const float*>(source);
+  auto* target = static_cast<float*>(scratch(slot, (count + kLanes) * sizeof(float)));
+  with_type(type, [&](auto element) {
+    using T = typename decltype(element)::type;
+    constexpr int64_t kPiece = 16384;
+    parallel_for((count + kPiece - 1) / kPiece, [&](int64_t task) {
+      const T* from = static_cast<const T*>(source);
+      const int64_t end = (task + 1) * kPiece < count ? (task + 1) * kPiece : count;
+      int64_t index = task * kPiece;
+      for (; index + kLanes <= end; index += kLanes) store(target + index, load(from + index));
+      if (index < end) store(target + index, load_first(from + index, int(end - index)));
+    });
+  });
+  return target;
+}
+
+// The reduction's elements of one pixel lie `elements` apart: steps are read where they are.
+template <class Step>
+FASTGAN_SHARED const Step* as_steps(const void* source, DataType type, int64_t count,
+                                    Scratch slot) {
+  if constexpr (kElements<Step> == 2) {
+    return static_cast<const Step*>(source);
+  } else {
+    return as_float(source, type, count, slot);
+  }
+}
+
+template <class Step>
+FASTGAN_SHARED int64_t steps_of(int64_t elements) {
+  return (elements + kElements<Step> - 1) / kElements<Step>;
+}
+
+// The element type of a step: what weights and copied patches are made of.
+template <class Step>
+struct ElementOf {
+  using type = float;
+};
+
+template <>
+struct ElementOf<Pair> {
+  using type = BFloat16;
+};
+
+// Where the elements of a weight lie: output channel o, tap t, reduction element e is at
+// o * output_stride + t * tap_stride + offsets[e].
+struct WeightOrder {
+  int64_t outputs, output_stride;
+  int64_t taps, tap_stride;
+  int64_t elements;
+  const int64_t* offsets;
+};
+
+// Packs the weight as [blocks of kBlock outputs][taps][steps][kBlock]; what is missing is zero.
+template <class Step>
+const Step* pack_weight(const typename ElementOf<Step>::type* weight, const WeightOrder& order) {
+  using T = typename ElementOf<Step>::type;
+  constexpr int kStep = kElements<Step>;
+  const int64_t blocks = (order.outputs + kBlock - 1) / kBlock;
+  const int64_t steps = steps_of<Step>(order.elements);
+  auto* packed = static_cast<Step*>(
+      scratch(Scratch::weights, blocks * order.taps * steps * kBlock * sizeof(Step)));
+  parallel_for(blocks * order.taps, [&](int64_t task) {
+    const int64_t first = task / order.taps * kBlock, tap = task % order.taps;
+    const int64_t width = first + kBlock <= order.outputs ? kBlock : order.outputs - first;
+    T* target = reinterpret_cast<T*>(packed + task * steps * kBlock);
+    if (width < kBlock || order.elements % kStep) memset(target, 0, steps * kBlock * sizeof(Step));
+    const T* source = weight + first * order.output_stride + tap * order.tap_stride;
+    // 16 outputs at a time: their rows and the packed rows stay in the first-level cache.
+    for (int64_t lanes = 0; lanes < width; lanes += 16) {
+      const int64_t end = lanes + 16 < width ? lanes + 16 : width;
+      for (int64_t element = 0; element < order.elements; ++element) {
+        const T* from = source + order.offsets[element];
+        T* row = target + element / kStep * kBlock * kStep + element % kStep;
+        for (int64_t lane = lanes; lane < end; ++lane) {
+          row[lane * kStep] = from[lane * order.output_stride];
+        }
+      }
+    }
+  });
+  return packed;
+}
+
+}  // namespace fastgan::cpu::FASTGAN_LEVEL
