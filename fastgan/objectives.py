@@ -30,9 +30,8 @@ LabelledFunction = Callable[[Tensor, float], Tensor]
 ScalarFunction = Callable[[Tensor], Tensor]
 
 LOG_2 = math.log(2.0)
-#: torch's binary_cross_entropy clamps the logarithms at -100 ...
-LOG_FLOOR = -100.0
-#: ... and the denominator p (1 - p) of the derivative at 1e-12.
+#: torch's binary_cross_entropy clamps the logarithms at -100, and the denominator p (1 - p) of the
+#: derivative at this.
 PROBABILITY_EPSILON = 1e-12
 
 
@@ -61,9 +60,15 @@ class Objective:
     generator_derivative: ScalarFunction
 
 
+def softplus(logit: Tensor) -> Tensor:
+    """Return log(1 + exp(t)), exact to the dtype at any t (torch's own goes linear at 20)."""
+    return -F.logsigmoid(-logit)
+
+
 def cross_entropy(logit: Tensor, label: float) -> Tensor:
     """Return -label log(sigmoid(t)) - (1 - label) log(1 - sigmoid(t)), stable for any t."""
-    return F.softplus(-logit) + (1.0 - label) * logit
+    target = torch.full_like(logit, label)
+    return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
 
 
 def cross_entropy_derivative(logit: Tensor, label: float) -> Tensor:
@@ -72,9 +77,8 @@ def cross_entropy_derivative(logit: Tensor, label: float) -> Tensor:
 
 def probability_cross_entropy(probability: Tensor, label: float) -> Tensor:
     """Return torch's binary cross-entropy of a probability: logarithms clamped at -100."""
-    positive = torch.log(probability).clamp(min=LOG_FLOOR)
-    negative = torch.log1p(-probability).clamp(min=LOG_FLOOR)
-    return -label * positive - (1.0 - label) * negative
+    target = torch.full_like(probability, label)
+    return F.binary_cross_entropy(probability, target, reduction="none")
 
 
 def probability_cross_entropy_derivative(probability: Tensor, label: float) -> Tensor:
@@ -145,7 +149,7 @@ _ALL = (
     ),
     Objective(
         name="minimax",
-        generator=lambda t: -F.softplus(t),
+        generator=lambda t: -softplus(t),
         generator_derivative=lambda t: -torch.sigmoid(t),
         **_MINIMAX_DISCRIMINATOR,  # type: ignore[arg-type]
     ),
@@ -221,17 +225,17 @@ _ALL = (
     ),
     _divergence(
         "jensen_shannon",
-        activation=lambda t: LOG_2 - F.softplus(-t),
+        activation=lambda t: LOG_2 - softplus(-t),
         activation_derivative=lambda t: torch.sigmoid(-t),
-        conjugate=lambda t: F.softplus(t) - LOG_2,
+        conjugate=lambda t: softplus(t) - LOG_2,
         conjugate_derivative=torch.sigmoid,
         score="sigmoid",
     ),
     _divergence(
         "gan",
-        activation=lambda t: -F.softplus(-t),
+        activation=lambda t: -softplus(-t),
         activation_derivative=lambda t: torch.sigmoid(-t),
-        conjugate=F.softplus,
+        conjugate=softplus,
         conjugate_derivative=torch.sigmoid,
         score="sigmoid",
     ),
@@ -245,7 +249,7 @@ def objective_named(name: str, *, real_label: float = 1.0, fake_label: float = 0
 
     Raises:
         ValueError: `name` is not in `OBJECTIVES`, or the labels are not 1 and 0 although the
-            objective has no targets to smooth, or a label of a cross-entropy lies outside [0, 1].
+            objective has no targets to smooth.
     """
     objective = OBJECTIVES.get(name)
     if objective is None:
