@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from agreement import assert_same
 from gan_networks import NETWORKS, build, dcgan_discriminator, dcgan_generator
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -44,15 +45,6 @@ def two_steps(network: nn.Module, arguments: tuple[Tensor, ...]) -> dict[str, Te
     return train_step(network, arguments)
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        torch.testing.assert_close(
-            found[name], value, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
 def classes(network: nn.Module) -> list[tuple[str, type]]:
     return [(name, type(module)) for name, module in network.named_modules()]
 
@@ -69,6 +61,21 @@ def test_accelerated_network_computes_the_same(name: str, device: str) -> None:
     assert list(network.state_dict()) == keys
     assert_same(two_steps(network, arguments), two_steps(plain, arguments))
     assert_same(dict(network.state_dict()), dict(plain.state_dict()))
+
+
+@pytest.mark.parametrize("name", ["dcgan_generator", "dcgan_discriminator", "unet"])
+def test_accelerated_network_on_triton_kernels(name: str) -> None:
+    """Every layer on a kernel, in Triton's interpreter where there is no GPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain, arguments = build(name, device)
+    network, _ = build(name, device)
+    fastgan.accelerate(network)
+    with fastgan.backend("triton"):
+        found = two_steps(network, arguments)
+        explanation = fastgan.explain(network, arguments)
+    assert_same(found, two_steps(plain, arguments))
+    served = [record for record in explanation if record.type.endswith("2d")]
+    assert {record.implementation for record in served} == {"triton"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

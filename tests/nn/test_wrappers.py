@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from agreement import assert_same
 from gan_networks import build
 from torch import Tensor, nn
 from torch.func import functional_call, grad
@@ -19,12 +20,14 @@ import fastgan
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def forward_and_gradients(run: Any, network: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
+def forward_and_gradients(
+    run: Any, network: nn.Module, arguments: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
     network.zero_grad()
     output = run(*arguments)
     output.square().sum().backward()
-    gradients = {name.removeprefix("module."): p.grad for name, p in network.named_parameters()}
-    return output.detach(), gradients
+    named = [(name.removeprefix("module."), p) for name, p in network.named_parameters()]
+    return {"output": output.detach(), **{f"grad {name}": p.grad for name, p in named}}
 
 
 class CountingBackend:
@@ -67,9 +70,25 @@ def test_compiles_whole_and_once(name: str, device: str) -> None:
     for _ in range(3):
         found = forward_and_gradients(compiled, network, arguments)
         expected = forward_and_gradients(plain, plain, arguments)
-        torch.testing.assert_close(found, expected)
+        assert_same(found, expected)
     assert backend.graphs == 1
-    torch.testing.assert_close(dict(network.state_dict()), dict(plain.state_dict()))
+    assert_same(network.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("name", ["dcgan_generator", "dcgan_discriminator"])
+def test_compiles_whole_and_once_on_triton_kernels(name: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain, arguments = build(name, device)
+    network, _ = build(name, device)
+    fastgan.accelerate(network)
+    backend = CountingBackend()
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    with fastgan.backend("triton"):
+        for _ in range(2):
+            found = forward_and_gradients(compiled, network, arguments)
+            expected = forward_and_gradients(plain, plain, arguments)
+            assert_same(found, expected)
+    assert backend.graphs == 1
 
 
 @pytest.mark.slow
@@ -84,7 +103,7 @@ def test_generator_and_discriminator_compile_with_inductor(device: str) -> None:
         with torch._dynamo.config.patch(error_on_recompile=recompiling_is_an_error):
             found = forward_and_gradients(compiled, network, arguments)
         expected = forward_and_gradients(plain, plain, arguments)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert_same(found, expected)
 
 
 def test_accelerate_and_restore_of_a_compiled_model() -> None:
@@ -132,11 +151,11 @@ def test_distributed_data_parallel(name: str, order: str) -> None:
         assert fastgan.accelerate(wrapped) is wrapped
     for _ in range(2):
         found = forward_and_gradients(wrapped, wrapped, arguments)
-        torch.testing.assert_close(found, forward_and_gradients(plain, plain, arguments))
+        assert_same(found, forward_and_gradients(plain, plain, arguments))
     fastgan.restore(wrapped)
     assert not any(isinstance(module, fastgan.nn.Conv2d) for module in wrapped.modules())
     found = forward_and_gradients(wrapped, wrapped, arguments)
-    torch.testing.assert_close(found, forward_and_gradients(plain, plain, arguments))
+    assert_same(found, forward_and_gradients(plain, plain, arguments))
 
 
 @pytest.mark.usefixtures("process_group")

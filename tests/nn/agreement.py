@@ -1,0 +1,50 @@
+"""When two runs of one network agree: the tolerance, derived once.
+
+The same network computed by other operators adds the same numbers in another order. A sum of L
+terms, each order of which is good to sqrt(L) roundings (of its largest partial sum), is taken in
+each operator; a tensor at the end of a backward pass has come through as many operators forward as
+backward. So two runs may differ by
+
+    epsilon * 2 * DEPTH * sqrt(LENGTH) * (the largest magnitude in the tensor)
+
+with the depth of the deepest network in `gan_networks` and the length of its longest sum. For a
+gradient, the largest magnitude is that of the network's gradients together: the terms of one may
+cancel (the bias in front of a batch norm has gradient zero), but not their roundings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+DEPTH = 10  # operators in a row in SharedNorm and the residual discriminator
+LENGTH = 4 * 16 * 16  # the images and pixels that a weight gradient sums over
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Assert that two runs of one network gave the same tensors; gradients are named "grad ..."."""
+    assert found.keys() == expected.keys()
+    largest = max(
+        (_largest(value) for name, value in expected.items() if _gradient(name)), default=0
+    )
+    for name, value in expected.items():
+        scale = largest if _gradient(name) else _largest(value)
+        rounding = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        torch.testing.assert_close(
+            found[name],
+            value,
+            rtol=0,
+            atol=rounding * 2 * DEPTH * math.sqrt(LENGTH) * scale,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def _gradient(name: str) -> bool:
+    return name.startswith("grad ")
+
+
+def _largest(value: Tensor) -> float:
+    return value.abs().max().item() if value.numel() else 0.0
