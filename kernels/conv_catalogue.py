@@ -36,6 +36,7 @@ def specialization(
     bias: bool | None = False,
     activation: str | None = "identity",
     wide: bool = False,
+    load_bytes: int = 16,
     **constants: object,
 ) -> KernelVariant:
     """One specialization, on operands as `arithmetic` has them.
@@ -51,6 +52,7 @@ def specialization(
         bias: whether there is a float32 bias; None if the kernel takes none.
         activation: of the epilogue; None if the kernel has none.
         wide: 64-bit offsets.
+        load_bytes: the widest load promised of aligned channels.
         constants: the kernel's other constexpr arguments.
     """
     numerics, _, unaligned = arithmetic.partition("_")
@@ -81,5 +83,5 @@ def specialization(
         num_stages=tile.stages,
         architectures=(architecture,),
         matrix=numerics != "ieee",
-        load_bytes=0 if unaligned or not channels else 16,
+        load_bytes=0 if unaligned or not channels else load_bytes,
     )

@@ -46,7 +46,7 @@ from fastgan.kernels.conv_launch import (
     wide_index,
 )
 from fastgan.kernels.conv_tile import epilogue, multiply_accumulate
-from fastgan.kernels.conv_tuning import Configuration, Problem, select
+from fastgan.kernels.conv_tuning import WIDE_AREA, Configuration, Problem, select
 
 
 @triton.jit
@@ -214,6 +214,7 @@ def launch_dgrad(
         depth=g.small_channels,
         taps=tuple(taps for _, taps in phases),
         reuse=g.kernel_h * g.kernel_w / (g.stride_h * g.stride_w),
+        wide=wide_index(big, weight, small),
         aligned=min(vector(g.big_channels, big), vector(g.small_channels, big)) > 1,
     )
 
@@ -228,7 +229,7 @@ def launch_dgrad(
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w, STRIDE_H=g.stride_h, STRIDE_W=g.stride_w,
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
             EVEN_B=g.big_channels % c.columns == 0, EVEN_S=g.small_channels % c.depth == 0,
-            ACTIVATION=activation, PRECISION=numerics, WIDE=wide_index(big, weight, small),
+            ACTIVATION=activation, PRECISION=numerics, WIDE=problem.wide,
             BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
             num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
@@ -261,6 +262,7 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
     for arithmetic, tile in tiles:
         yield variant(arithmetic, tile, KERNEL_H=4, KERNEL_W=4)
     yield variant(*tiles[0], KERNEL_H=4, KERNEL_W=4, half="fp16", bias=True, activation="relu")
-    yield variant(*tiles[0], KERNEL_H=4, KERNEL_W=4, wide=True)
+    wide = next(tile for _, tile in tiles if tile.rows * tile.columns <= WIDE_AREA)
+    yield variant("half", wide, KERNEL_H=4, KERNEL_W=4, wide=True)
     uneven = variant(*tiles[0], KERNEL_H=5, KERNEL_W=5)
     yield dataclasses.replace(uneven, name=uneven.name.replace("dgrad", "dgrad, uneven phases"))

@@ -225,6 +225,7 @@ def launch_dgrad_image(
         depth=g.small_channels,
         taps=(neighbours_h * neighbours_w,),
         reuse=neighbours_h * neighbours_w,
+        wide=wide_index(big, small),
         aligned=vector(g.small_channels, small) > 1,
     )
 
@@ -249,7 +250,7 @@ def launch_dgrad_image(
             H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             NEIGHBOURS_H=neighbours_h, RUN=run_length,
             S_VECTOR=vector(g.small_channels, small), EVEN_S=g.small_channels % t.depth == 0,
-            ACTIVATION=activation, PRECISION=numerics, WIDE=wide_index(big, small),
+            ACTIVATION=activation, PRECISION=numerics, WIDE=problem.wide,
             BLOCK_M=t.rows, BLOCK_N=t.columns, BLOCK_K=t.depth,
             num_warps=t.warps, num_stages=t.stages, **shape,
         )  # fmt: skip
@@ -262,33 +263,32 @@ def launch_dgrad_image(
 def variants(architecture: str) -> Iterator[KernelVariant]:
     """Every shipped tile on a 4x4 kernel of stride 2 to 3 channels, as a generator ends."""
     for arithmetic, tile in shipped(architecture, "dgrad_image"):
-        for activation in ("identity", "tanh"):
-            yield specialization(
-                dgrad_image_kernel,
-                "dgrad_image",
-                architecture,
-                arithmetic,
-                tile,
-                pointers="small_ptr packed_ptr big_ptr",
-                sizes="blocks first_h first_w",
-                channels="S",
-                vectors="S_VECTOR",
-                even="EVEN_S",
-                bias=activation != "identity",
-                activation=activation,
-                H=64,
-                W=64,
-                OH=32,
-                OW=32,
-                CHANNELS=3,
-                STRIDE_H=2,
-                STRIDE_W=2,
-                NEIGHBOURS_H=3,
-                NEIGHBOURS_W=3,
-                ROW=8,
-                PACKED=max(16, tile.columns),
-                RUN=2,
-            )
+        yield specialization(
+            dgrad_image_kernel,
+            "dgrad_image",
+            architecture,
+            arithmetic,
+            tile,
+            pointers="small_ptr packed_ptr big_ptr",
+            sizes="blocks first_h first_w",
+            channels="S",
+            vectors="S_VECTOR",
+            even="EVEN_S",
+            bias=True,
+            activation="tanh",
+            H=64,
+            W=64,
+            OH=32,
+            OW=32,
+            CHANNELS=3,
+            STRIDE_H=2,
+            STRIDE_W=2,
+            NEIGHBOURS_H=3,
+            NEIGHBOURS_W=3,
+            ROW=8,
+            PACKED=max(16, tile.columns),
+            RUN=2,
+        )
     yield KernelVariant(
         kernel=dgrad_image_pack_kernel,
         name="dgrad_image_pack[bf16]",

@@ -40,11 +40,7 @@ from fastgan.kernels.conv_launch import (
     wide_index,
 )
 from fastgan.kernels.conv_tile import epilogue, multiply_accumulate
-from fastgan.kernels.conv_tuning import (
-    Configuration,
-    Problem,
-    select,
-)
+from fastgan.kernels.conv_tuning import WIDE_AREA, Configuration, Problem, select
 
 
 @triton.jit
@@ -163,6 +159,7 @@ def launch_fprop(
         depth=g.big_channels,
         taps=(g.kernel_h * g.kernel_w,),
         reuse=g.kernel_h * g.kernel_w / (g.stride_h * g.stride_w),
+        wide=wide_index(big, weight, small),
         aligned=vector(g.big_channels, big) > 1,
     )
 
@@ -177,7 +174,7 @@ def launch_fprop(
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
             EVEN_B=g.big_channels % c.depth == 0, EVEN_S=g.small_channels % c.columns == 0,
             ACTIVATION=activation, PRECISION=numerics,
-            WIDE=wide_index(big, weight, small),
+            WIDE=problem.wide,
             BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
             num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
@@ -210,4 +207,5 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
     for arithmetic, tile in tiles:
         yield variant(arithmetic, tile)
     yield variant(*tiles[0], half="fp16", bias=True, activation="leaky_relu")
-    yield variant(*tiles[0], wide=True)
+    wide = next(tile for _, tile in tiles if tile.rows * tile.columns <= WIDE_AREA)
+    yield variant("half", wide, wide=True)

@@ -132,6 +132,7 @@ def launch_fprop_image(
         rows=(pixels,),
         columns=g.small_channels,
         depth=g.kernel_h * g.kernel_w * g.big_channels,
+        wide=wide_index(big, small),
     )
 
     def run(c: Configuration) -> None:
@@ -142,7 +143,7 @@ def launch_fprop_image(
             H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w, CHANNELS=g.big_channels,
             S_VECTOR=vector(g.small_channels, big),
-            ACTIVATION=activation, PRECISION=numerics, WIDE=wide_index(big, small),
+            ACTIVATION=activation, PRECISION=numerics, WIDE=problem.wide,
             BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
             num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
@@ -155,23 +156,22 @@ def launch_fprop_image(
 def variants(architecture: str) -> Iterator[KernelVariant]:
     """Every shipped tile on a 4x4 kernel from 3 channels, as a discriminator begins."""
     for arithmetic, tile in shipped(architecture, "fprop_image"):
-        for activation in ("identity", "leaky_relu"):
-            yield specialization(
-                fprop_image_kernel,
-                "fprop_image",
-                architecture,
-                arithmetic,
-                tile,
-                pointers="big_ptr weight_ptr small_ptr",
-                sizes="pixels S stride_h stride_w pad_h pad_w",
-                vectors="S_VECTOR",
-                bias=activation != "identity",
-                activation=activation,
-                KERNEL_H=4,
-                KERNEL_W=4,
-                CHANNELS=3,
-                H=64,
-                W=64,
-                OH=32,
-                OW=32,
-            )
+        yield specialization(
+            fprop_image_kernel,
+            "fprop_image",
+            architecture,
+            arithmetic,
+            tile,
+            pointers="big_ptr weight_ptr small_ptr",
+            sizes="pixels S stride_h stride_w pad_h pad_w",
+            vectors="S_VECTOR",
+            bias=True,
+            activation="leaky_relu",
+            KERNEL_H=4,
+            KERNEL_W=4,
+            CHANNELS=3,
+            H=64,
+            W=64,
+            OH=32,
+            OW=32,
+        )

@@ -31,6 +31,10 @@ from fastgan.kernels.architecture import ARCHITECTURES, architecture_of
 ARITHMETICS = ("half", "half_unaligned", "tf32", "ieee")
 
 
+# Largest tile, in elements of the accumulator, for calls with 64-bit offsets.
+WIDE_AREA = 128 * 128
+
+
 @dataclass(frozen=True)
 class Configuration:
     """One tile: rows x columns of the product, `depth` of the reduction a step.
@@ -68,6 +72,7 @@ class Problem:
         taps: taps, for each phase.
         reuse: how often successive taps read the same pixel, at most.
         aligned: rows of channels allow 16-byte loads.
+        wide: offsets need 64 bits, whose registers a large accumulator would lack.
         splittable: the reduction may be divided among programs (wgrad).
     """
 
@@ -80,6 +85,7 @@ class Problem:
     taps: tuple[int, ...] = (1,)
     reuse: float = 1.0
     aligned: bool = True
+    wide: bool = False
     splittable: bool = False
 
     @property
@@ -202,6 +208,7 @@ def ranked(problem: Problem, chip: Chip) -> tuple[Configuration, ...]:
         tile
         for tile in configurations(chip.architecture, problem.family, problem.arithmetic)
         if tile.shared_memory(problem.dtype.itemsize) <= chip.shared_memory
+        and not (problem.wide and tile.rows * tile.columns > WIDE_AREA)
     ]
     return tuple(sorted(fitting, key=lambda tile: estimate(problem, tile, chip)[0]))
 

@@ -43,7 +43,7 @@ from fastgan.kernels.conv_launch import (
 from fastgan.kernels.conv_tile import multiply_accumulate
 from fastgan.kernels.conv_tuning import Configuration, Problem, chip_of, estimate, select
 
-REDUCE_BLOCK = 512
+REDUCE_BLOCK = 1024
 
 
 @triton.jit
@@ -184,6 +184,7 @@ def launch_wgrad(
         rows=(columns if swap else g.small_channels,),
         columns=g.small_channels if swap else columns,
         depth=pixels,
+        wide=wide_index(big, small),
         aligned=min(vector(g.big_channels, big), vector(g.small_channels, big)) > 1,
         splittable=True,
     )
@@ -202,7 +203,7 @@ def launch_wgrad(
             H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w,
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
-            SWAP=swap, PRECISION=numerics, WIDE=wide_index(big, small),
+            SWAP=swap, PRECISION=numerics, WIDE=problem.wide,
             BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
             num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
@@ -239,7 +240,10 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
         )
         tiles = list(shipped(architecture, family))
         for arithmetic, tile in tiles:
-            yield variant(arithmetic, tile, SWAP=tile.columns < 32)
+            # TF32 matrix instructions want the reduction contiguous: both operands are transposed
+            # on their way to shared memory, 4 bytes at a time.
+            width = 4 if arithmetic == "tf32" else 16
+            yield variant(arithmetic, tile, SWAP=tile.columns < 32, load_bytes=width)
     yield variant(*tiles[0], SWAP=False, half="fp16", wide=True)
     for result in ("bf16", "fp32"):
         yield KernelVariant(
