@@ -110,29 +110,23 @@ def measure(
     )
 
 
-def resources_table(records: Iterable[Record]) -> Table:
-    """One line a specialization, architectures parted by rules; broken promises in red."""
-    table = Table(title="bench resources", title_justify="left", title_style="bold")
-    table.add_column("architecture", no_wrap=True)
-    table.add_column("kernel", overflow="fold")
+def resources_table(architecture: str, records: Iterable[Record]) -> Table:
+    """One line a specialization of an architecture; those that break their budget in red."""
+    table = Table(title=architecture, title_justify="left", title_style="bold")
+    table.add_column("kernel", overflow="fold", max_width=38)
     table.add_column("configuration", overflow="fold")
     for heading in ("warps", "registers", "shared B", "spilt B"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("matrix instructions", overflow="fold")
+    table.add_column("matrix", no_wrap=True)
     table.add_column("load B", justify="right", no_wrap=True)
-    last = None
     for record in records:
-        if last not in (None, record["architecture"]):
-            table.add_section()
-        last = record["architecture"]
         kernel, _, configuration = record["name"].rstrip("]").partition("[")
         style = "red" if record["violations"] else ""
         if "registers" not in record:
-            table.add_row(last, kernel, configuration, style=style)
+            table.add_row(kernel, configuration, style=style)
             continue
         found = record["matrix_instructions"].items()
         table.add_row(
-            last,
             kernel,
             configuration,
             str(record["num_warps"]),
@@ -186,7 +180,9 @@ def main(
             status.update(f"compiled {len(done)} of {record['of']}: {record['name']}")
 
         records = measure(names, jobs, report)
-    console.print(resources_table(records))
+    for name in names:
+        own = (record for record in records if record["architecture"] == name)
+        console.print(resources_table(name, own))
     broken = [record for record in records if record["violations"]]
     for record in broken:
         for violation in record["violations"]:
