@@ -14,7 +14,7 @@ from fastgan.kernels.activation import ACTIVATIONS
 from fastgan.kernels.conv_dgrad import launch_dgrad
 from fastgan.kernels.conv_dgrad_image import launch_dgrad_image, row_columns
 from fastgan.kernels.conv_fprop import launch_fprop
-from fastgan.kernels.conv_fprop_image import launch_fprop_image
+from fastgan.kernels.conv_fprop_image import launch_dgrad_from_image, launch_fprop_image
 from fastgan.kernels.conv_launch import Geometry
 from fastgan.kernels.conv_wgrad import launch_wgrad
 
@@ -100,8 +100,13 @@ def dgrad(
     """
     geometry = _geometry_from_small(small, weight.shape, big_size, stride, padding)
     columns = stride[0] * row_columns(stride[1], geometry.big_channels)
-    image = geometry.big_channels <= IMAGE_CHANNELS and columns <= IMAGE_COLUMNS
-    return (launch_dgrad_image if image else launch_dgrad)(
+    if geometry.big_channels <= IMAGE_CHANNELS and columns <= IMAGE_COLUMNS:
+        launch = launch_dgrad_image
+    elif geometry.small_channels <= IMAGE_CHANNELS and tuple(stride) == (1, 1):
+        launch = launch_dgrad_from_image
+    else:
+        launch = launch_dgrad
+    return launch(
         small,
         weight,
         bias,
