@@ -203,7 +203,8 @@ def ops(
         str | None,
         typer.Option(
             help="Measure your own layer instead, before and after fastgan.accelerate: "
-            "package.module:Name of an nn.Module, or of a class or function that makes one."
+            "package.module:Name of an nn.Module, or of a class or function that makes one, with "
+            "its arguments if it takes any: 'torch.nn:Conv2d(128, 256, 4, 2, 1)'."
         ),
     ] = None,
     input: Annotated[
@@ -223,7 +224,7 @@ def ops(
 
     `python -m bench ops --operator conv_transpose2d --batch-size 64 --precision bf16`
 
-    `python -m bench ops --module torchvision.ops:Conv2dNormActivation --input 64x128x32x32`
+    `python -m bench ops --module 'torch.nn:Conv2d(128, 256, 4, 2, 1)' --input 64x128x32x32`
     """
     from bench.operators import BOTH, FORWARD
 
@@ -337,3 +338,63 @@ def overhead(
 
     target = prepare_device(device, threads)
     finish(run_overhead(target, seconds=seconds, seed=seed, report=report_line), json)
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path | None, typer.Option(help="Result files (default: bench/results).")
+    ] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="The file with the marked blocks (default: README.md).")
+    ] = None,
+    plots: Annotated[bool, typer.Option(help="Draw the PNG plots beside the result files.")] = True,
+) -> None:
+    """Plots and README's tables, from the committed results and nothing else.
+
+    A block between `<!-- bench:begin step -->` and `<!-- bench:end step -->` is replaced; the
+    names are step, ops, memory, data and overhead, or tables for all of them.
+    """
+    from bench.plots import draw_all
+    from bench.report import write_readme
+    from bench.results import RESULTS, ROOT, read_all
+
+    source, target = folder or RESULTS, readme or ROOT / "README.md"
+    if not target.is_file():
+        raise ConfigError(f"--readme {target} is not a file")
+    results = read_all(source)
+    if not results:
+        typer.echo(f"{source} holds no result file: measure with --json {source}")
+    if plots:
+        for one in results:
+            for path in draw_all(one, source):
+                typer.echo(f"drawn: {path}")
+    changed = write_readme(target, results)
+    typer.echo(f"{target}: {'tables brought up to date' if changed else 'already up to date'}")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="The earlier result file.")],
+    b: Annotated[Path, typer.Argument(help="The later one.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what did not move beyond the spread.")
+    ] = False,
+) -> None:
+    """What moved beyond the spread between two result files of a suite."""
+    from collections import Counter
+
+    from bench.compare import changes_table, warnings
+    from bench.compare import compare as compare_results
+    from bench.results import read
+    from bench.tables import bench_console
+
+    old, new = read(a), read(b)
+    console = bench_console()
+    for line in warnings(old, new):
+        console.print(line, style="yellow", highlight=False)
+    changes = compare_results(old, new)
+    if everything or any(change.verdict != "same" for change in changes):
+        console.print(changes_table(changes, everything))
+    counts = Counter(change.verdict for change in changes)
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))

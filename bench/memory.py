@@ -72,9 +72,8 @@ def run_memory(options: StepOptions, report: Callable[[str], None] = print) -> R
     ):
         rows = []
         for provider in providers_of(options, precision):
-            report(
-                f"{size}×{size} {precision} batch {batch}: {provider.name}, {REPEATS} fresh processes"
-            )
+            title = f"{size}×{size} {precision} batch {batch}"
+            report(f"{title}: {provider.name}, {REPEATS} fresh processes")
             row = Row(
                 case=f"DCGAN step {size}×{size}, peak",
                 provider=provider.name,

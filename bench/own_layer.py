@@ -7,6 +7,7 @@ or by the rounding of its outputs, whichever is larger; all as ‖result − exa
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib
 import inspect
@@ -16,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,26 +32,41 @@ from fastgan.errors import ConfigError
 
 
 def load_module(name: str) -> nn.Module:
-    """The module that "package.module:Name" names; a class or function is called for it.
+    """The module that "package.module:Name" or "package.module:Name(1, key=2)" names.
 
-    The current folder is searched too, as `python -m` does.
+    A class or function is called, with the literal arguments if there are any. The current
+    folder is searched too, as `python -m` does.
 
     Raises:
         ConfigError: the name is malformed, cannot be imported, or gives no nn.Module.
     """
-    package, colon, attribute = name.partition(":")
-    if not colon or not package or not attribute:
-        raise ConfigError(f"--module {name!r} must look like package.module:Name")
+    match = re.fullmatch(r"([\w.]+):(\w+)(\(.*\))?", name.strip())
+    if not match:
+        raise ConfigError(
+            f"--module {name!r} must look like package.module:Name or package.module:Name(1, 2)"
+        )
+    package, attribute, arguments = match.groups()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(package), attribute)
-        made = found() if inspect.isclass(found) or inspect.isfunction(found) else found
+        if arguments or inspect.isclass(found) or inspect.isfunction(found):
+            positional, keywords = _literals(arguments or "()")
+            found = found(*positional, **keywords)
     except Exception as error:
         raise ConfigError(f"--module {name!r} cannot be made: {first_line(error)}") from error
-    if not isinstance(made, nn.Module):
-        raise ConfigError(f"--module {name!r} is a {type(made).__name__}, not an nn.Module")
-    return made
+    if not isinstance(found, nn.Module):
+        raise ConfigError(f"--module {name!r} is a {type(found).__name__}, not an nn.Module")
+    return found
+
+
+def _literals(arguments: str) -> tuple[list[Any], dict[str, Any]]:
+    """The literal arguments of a call, "(64, stride=2)"; ValueError where one is no literal."""
+    call = ast.parse(f"f{arguments}", mode="eval").body
+    if not isinstance(call, ast.Call):
+        raise ValueError(f"{arguments} are no arguments")
+    keywords = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    return [ast.literal_eval(value) for value in call.args], keywords
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

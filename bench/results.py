@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -231,7 +232,7 @@ def _versions(device: torch.device) -> dict[str, str]:
 def _command_line() -> str:
     """The command, without the folders of this machine."""
     arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    return " ".join(["python -m bench", *arguments])
+    return f"python -m bench {shlex.join(arguments)}"
 
 
 def _git(*arguments: str) -> str:
