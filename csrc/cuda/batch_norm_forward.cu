@@ -176,7 +176,7 @@ __device__ __forceinline__ void write_normalised(const ColumnTiles& tiles, const
     scale[v] = inverse_deviation[v] * value_or(norm.weight, column, 1.0f);
     shift[v] = value_or(norm.bias, column, 0.0f);
   }
-  walk_rows<Pack<T, V>>(
+  walk_rows<Pack<T, V>, kRowsInFlight>(
       tiles, place, fetch, [&](const Pack<T, V>(&packs)[kRowsInFlight], int64_t row, int valid) {
 #pragma unroll
         for (int u = 0; u < kRowsInFlight; ++u) {
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   float* scratch = reinterpret_cast<float*>(block_memory);
   const ColumnPlace place = ColumnPlace::of<V>(tiles);
   Statistics<V> own = {};
-  walk_rows<Pack<T, V>>(
+  walk_rows<Pack<T, V>, kRowsInFlight>(
       tiles, place, [&](int64_t row) { return load<V>(x + row * tiles.channels + place.column); },
       [&](const Pack<T, V>(&packs)[kRowsInFlight], int64_t, int valid) {
         absorb(own, packs, valid);
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   Pack<T, V>* kept = reinterpret_cast<Pack<T, V>*>(scratch + kThreads * V) + place.column_thread;
   auto slot = [&](int64_t row) { return (row - place.first_row) * tiles.column_threads; };
   Statistics<V> own = {};
-  walk_rows<Pack<T, V>>(
+  walk_rows<Pack<T, V>, kRowsInFlight>(
       tiles, place, [&](int64_t row) { return load<V>(x + row * tiles.channels + place.column); },
       [&](const Pack<T, V>(&packs)[kRowsInFlight], int64_t row, int valid) {
 #pragma unroll

@@ -79,19 +79,19 @@ struct ColumnPlace {
   }
 };
 
-// Walks the thread's rows: fetch(row) for kRowsInFlight rows, so that all their loads are under way
+// Walks the thread's rows: fetch(row) for `count` rows, so that all their loads are under way
 // together, then use(items, row, valid): items[u] belongs to row + u * row_threads, for u < valid.
-template <class Item, class Fetch, class Use>
+template <class Item, int count, class Fetch, class Use>
 __device__ __forceinline__ void walk_rows(const ColumnTiles& tiles, const ColumnPlace& place,
                                           Fetch fetch, Use use) {
   if (!place.inside) return;
   const int64_t step = tiles.row_threads();
   for (int64_t row = place.first_row + place.row_thread; row < place.end_row;
-       row += step * kRowsInFlight) {
-    Item items[kRowsInFlight];
+       row += step * count) {
+    Item items[count];
     int valid = 0;
 #pragma unroll
-    for (int u = 0; u < kRowsInFlight; ++u) {
+    for (int u = 0; u < count; ++u) {
       if (row + u * step < place.end_row) {
         items[u] = fetch(row + u * step);
         valid = u + 1;

@@ -133,7 +133,7 @@ def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
 
 
 def rounding_error(dtype: torch.dtype, steps: int) -> float:
-    """Return a bound of the relative error of `steps` roundings in `dtype` (most of them cancel)."""
+    """Return a bound of the relative error of `steps` roundings in `dtype`; most of them cancel."""
     return 4 * torch.finfo(dtype).eps * max(steps, 1) ** 0.5
 
 
@@ -180,7 +180,7 @@ def link_shim(objects: dict[str, Path], folder: Path) -> Library:
 
 
 BARRIER = re.compile(
-    r"__syncthreads\(\)|__syncwarp\([^)]*\)|\bcooperative_groups::this_grid\(\)\.sync\(\)"
+    r"__syncthreads\(\)|__syncwarp\([^)]*\)|cooperative_groups::this_grid\(\)\.sync\(\)"
 )
 
 

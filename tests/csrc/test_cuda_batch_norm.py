@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_bool, c_float, c_int, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from activation_float64 import activation_and_slope
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from simt_library import (
     DTYPES,
     VARIANTS,
     Device,
+    LaunchError,
     Library,
     pointer,
     rounding_error,
@@ -72,6 +74,7 @@ class Case:
     device: tuple[int, int]
     offset: float
     seed: int
+    order: int
 
     def tensors(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -102,11 +105,12 @@ CASES = st.builds(
     device=st.sampled_from([(1, 100_000), (3, 100_000), (6, 232_448), (4, 30_000)]),
     offset=st.sampled_from([0.0, 30.0]),
     seed=st.integers(0, 2**32),
+    order=st.integers(0, 2**32),
 )
 
 
 def run_forward(simt: Library, case: Case, training: bool) -> dict[str, Tensor]:
-    simt.seed(case.seed)
+    simt.seed(case.order)
     tensors = {name: simt.copy(values) for name, values in case.tensors().items()}
     tensors["y"] = simt.empty(tensors["x"].shape, case.dtype)
     for name in ("mean", "inverse_deviation"):
@@ -174,4 +178,101 @@ def check_forward(simt: Library, case: Case, training: bool) -> None:
 @given(case=CASES, training=st.booleans())
 def test_forward_agrees_with_float64(shim_library: Library, case: Case, training: bool) -> None:
     check_forward(shim_library, case, training)
+    shim_library.release()
+
+
+def run_backward(simt: Library, case: Case, training: bool) -> dict[str, Tensor]:
+    simt.seed(case.order)
+    statistics = expected_forward(case, training)
+    tensors = {name: simt.copy(values) for name, values in case.tensors().items()}
+    tensors["grad_x"] = simt.empty(tensors["x"].shape, case.dtype)
+    for name in ("mean", "inverse_deviation"):
+        tensors[name] = simt.copy(statistics[name].float())
+    for name in ("grad_weight", "grad_bias"):
+        tensors[name] = simt.empty((case.channels,))
+    call = Backward(
+        DTYPES[case.dtype], case.groups, case.rows, case.channels,
+        *(pointer(tensors[name]) for name in (
+            "grad_y", "x", "grad_x", "weight", "bias", "mean", "inverse_deviation", "grad_weight",
+            "grad_bias",
+        )),
+        ACTIVATIONS.index(case.activation), SLOPE, training, VARIANTS.index(case.variant), None,
+    )  # fmt: skip
+    device = Device(*case.device)
+    call.workspace = pointer(simt.floats("batch_norm_backward", call, device))
+    simt.run("batch_norm_backward", call, device)
+    return tensors
+
+
+def check_backward(simt: Library, case: Case, training: bool) -> None:
+    got, expected = run_backward(simt, case, training), expected_forward(case, training)
+    slope = activation_and_slope(case.activation, expected["z"], SLOPE)[1]
+    grad_z = expected["grad_y"] * slope
+    product = grad_z * expected["normalised"]
+    # (x - mean) and so z carry rounding errors of eps·|x|·gain. Where z lies that close to a kink,
+    # either side's slope is right; smooth activations have a slope that moves no faster than z.
+    moved = (
+        2
+        * torch.finfo(torch.float32).eps
+        * (1 + expected["x"].abs().amax() * (1 + expected["gain"].abs().amax()))
+    )
+    if case.activation in ("relu", "leaky_relu"):
+        unsure = (expected["z"].abs() < moved) * expected["grad_y"].abs()
+    elif case.activation == "identity":
+        unsure = torch.zeros_like(grad_z)
+    else:
+        unsure = moved * expected["grad_y"].abs()
+    eps = rounding_error(torch.float32, case.rows)
+    weight_error = (unsure * expected["normalised"].abs() + moved * grad_z.abs()).sum(1)
+    weight_error = weight_error + eps * product.abs().sum(1)
+    bias_error = unsure.sum(1) + eps * grad_z.abs().sum(1)
+    assert ((got["grad_bias"].double() - grad_z.sum((0, 1))).abs() <= bias_error.sum(0)).all()
+    assert ((got["grad_weight"].double() - product.sum((0, 1))).abs() <= weight_error.sum(0)).all()
+    share = 1 / case.rows if training else 0.0
+    follows = grad_z.sum(1, keepdim=True) + expected["normalised"] * product.sum(1, keepdim=True)
+    gain = expected["gain"][:, None]
+    grad_x = gain * (grad_z - share * follows)
+    normalised_error = bias_error[:, None] + weight_error[:, None] * expected["normalised"].abs()
+    normalised_error = normalised_error + (moved + eps) * (
+        product.abs().sum(1, keepdim=True) + follows.abs()
+    )
+    bound = gain.abs() * (unsure + eps * grad_z.abs() + share * normalised_error)
+    bound = bound + rounding_error(case.dtype, 1) * grad_x.abs()
+    if case.dtype == torch.float16:
+        bound = bound + torch.finfo(torch.float16).smallest_normal * 2.0**-10
+    assert ((got["grad_x"].double() - grad_x).abs() <= bound).all()
+
+
+@settings(max_examples=120)
+@given(case=CASES, training=st.booleans())
+def test_backward_agrees_with_float64(shim_library: Library, case: Case, training: bool) -> None:
+    check_backward(shim_library, case, training)
+    shim_library.release()
+
+
+BIG = Case(2, 70, 16, torch.float32, "relu", True, "resident", (8, 100_000), 0.0, 5, 0)
+
+
+@pytest.mark.parametrize("run", [run_forward, run_backward])
+def test_a_tensor_that_does_not_fit_is_refused_as_resident(shim_library: Library, run) -> None:
+    with pytest.raises(LaunchError, match="refused"):
+        run(shim_library, replace(BIG, device=(8, 9_000)), True)
+    shim_library.release()
+
+
+@pytest.mark.parametrize("run", [run_forward, run_backward])
+def test_results_do_not_depend_on_the_order_of_threads(shim_library: Library, run) -> None:
+    for variant in VARIANTS:
+        case = replace(BIG, variant=variant)
+        first = {name: values.clone() for name, values in run(shim_library, case, True).items()}
+        second = run(shim_library, replace(case, order=1), True)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        shim_library.release()
+
+
+@pytest.mark.filterwarnings("ignore:var")
+def test_an_empty_batch_launches_nothing(shim_library: Library) -> None:
+    case = replace(BIG, rows=0, variant="automatic")
+    assert run_forward(shim_library, case, True)["mean"].isnan().all()
+    assert run_backward(shim_library, case, True)["grad_weight"].isnan().all()
     shim_library.release()

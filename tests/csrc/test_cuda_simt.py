@@ -38,7 +38,7 @@ def test_shuffles_stay_in_the_warp(simt: Library) -> None:
 
 
 def test_a_barrier_that_some_threads_never_reach_is_an_error(simt: Library) -> None:
-    with pytest.raises(LaunchError, match="of 8, 4 at __syncthreads.*4 are done"):
+    with pytest.raises(LaunchError, match=r"of 8, 4 at __syncthreads.*4 are done"):
         simt.run("divergent", 8)
 
 

@@ -3,12 +3,17 @@
 
 using namespace fastgan::cuda;
 
+// run_<launcher> and <launcher>_floats, the size of its workspace.
+#define WITH_WORKSPACE(launcher, Call)                                                    \
+  size_t launcher##_floats(const Call* call, const Device* device) {                      \
+    return launcher##_workspace(*call, *device);                                          \
+  }                                                                                       \
+  int run_##launcher(const Call* call, const Device* device) {                            \
+    return launcher(*call, *device, nullptr);                                             \
+  }
+
 extern "C" {
 
-size_t batch_norm_forward_floats(const BatchNormForward* call, const Device* device) {
-  return batch_norm_forward_workspace(*call, *device);
-}
-int run_batch_norm_forward(const BatchNormForward* call, const Device* device) {
-  return batch_norm_forward(*call, *device, nullptr);
-}
+WITH_WORKSPACE(batch_norm_forward, BatchNormForward)
+WITH_WORKSPACE(batch_norm_backward, BatchNormBackward)
 }
