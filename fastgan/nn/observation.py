@@ -158,11 +158,12 @@ def _neighbours(
             isinstance(container, nn.Sequential) and why_left_alone(container) is None
         ):
             modules = list(container._modules.values())
+            after = [*modules[2:], None]
             for position, (layer, follower) in enumerate(pairwise(modules)):
                 served = isinstance(layer, _FUSING_ORIGINALS) and _left_alone(layer) is None
                 if served and epilogue_of(follower) is not None:
                     key = (id(container), position)
-                    yield key, (follower, why_not_fused(layer, follower))
+                    yield key, (follower, why_not_fused(layer, follower, after[position]))
 
 
 def _join(container: str, child: str) -> str:

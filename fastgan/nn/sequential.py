@@ -35,12 +35,13 @@ def _global_hooks() -> bool:
     )
 
 
-def why_not_fused(layer: nn.Module, follower: nn.Module) -> str | None:
+def why_not_fused(layer: nn.Module, follower: nn.Module, after: nn.Module | None) -> str | None:
     """Say why the activation `follower` cannot run inside `layer`, or None if it can.
 
     Args:
         layer: a layer of a type in `FUSING` (or one that `accelerate` would turn into it).
         follower: the module after it in the same Sequential, which has an `epilogue_of`.
+        after: the module after that one; None if there is none.
 
     Returns:
         The reason, or None when `layer` can apply the activation as its epilogue with every hook
@@ -71,6 +72,15 @@ def why_not_fused(layer: nn.Module, follower: nn.Module) -> str | None:
         return "the activation's forward is replaced on the instance"
     if _global_hooks():
         return "a global module hook is registered"
+    # torch keeps the input of this one activation for the backward pass and leaves its output free
+    # to be written; a convolution with it in the epilogue needs the output, as the others do.
+    if (
+        isinstance(follower, nn.LeakyReLU)
+        and not follower.inplace
+        and not isinstance(layer, nn.BatchNorm2d)
+        and (after is None or getattr(after, "inplace", False))
+    ):
+        return "its output may be modified in place afterwards: use LeakyReLU(inplace=True)"
     return None
 
 
@@ -100,9 +110,13 @@ class Sequential(nn.Sequential):
             epilogue = None
             if index <= last and isinstance(module, FUSING):
                 epilogue = epilogue_of(modules[index])
-            if epilogue is not None and why_not_fused(module, modules[index]) is None:
+            if epilogue is not None:
+                after = modules[index + 1] if index < last else None
+                if why_not_fused(module, modules[index], after) is not None:
+                    epilogue = None
+            if epilogue is None:
+                input = module(input)
+            else:
                 input = module(input, epilogue=epilogue)
                 index += 1
-            else:
-                input = module(input)
         return input

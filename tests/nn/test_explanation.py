@@ -119,6 +119,16 @@ def test_reasons_are_given() -> None:
     assert explanation["5"].implementation == "torch"
 
 
+def test_escaping_leaky_relu_is_fused_where_it_works_in_place() -> None:
+    images = torch.zeros(2, 3, 5, 5)
+    explanation = fastgan.explain(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU()), images)
+    assert "use LeakyReLU(inplace=True)" in explanation["0"].reason
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(inplace=True))
+    assert fastgan.explain(network, images)["0"].fused == "LeakyReLU"
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Flatten())
+    assert fastgan.explain(network, images)["0"].fused == "LeakyReLU"
+
+
 def test_backend_that_cannot_serve_is_said() -> None:
     network = fastgan.accelerate(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)))
     with fastgan.backend("cuda"):
