@@ -72,10 +72,10 @@ struct BiasAct {
 struct AdversarialLoss {
   DataType type;
   int objective;  // enum class Objective
-  int64_t real_count, fake_count;
+  int64_t real_count, fake_count;  // real_count < 0: the generator's loss
   const void *real, *fake;
-  void *grad_real, *grad_fake;  // real and grad_real are null: the generator's loss
-  float* results;               // loss, mean D(x), mean D(G(z)); the generator's: loss, D(G(z))
+  void *grad_real, *grad_fake;
+  float* results;  // loss, mean D(x), mean D(G(z)); the generator's: loss, mean D(G(z))
   float real_label, fake_label;
 };
 

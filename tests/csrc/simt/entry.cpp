@@ -16,4 +16,10 @@ extern "C" {
 
 WITH_WORKSPACE(batch_norm_forward, BatchNormForward)
 WITH_WORKSPACE(batch_norm_backward, BatchNormBackward)
+WITH_WORKSPACE(bias_act_backward, BiasAct)
+
+int run_bias_act_forward(const BiasAct* call, const Device* device) {
+  return bias_act_forward(*call, *device, nullptr);
+}
+int run_adversarial_loss(const AdversarialLoss* call) { return adversarial_loss(*call, nullptr); }
 }
