@@ -63,5 +63,6 @@ class AdversarialLoss:
 
 
 def _binary_cross_entropy(logits: Tensor, label: float) -> Tensor:
-    probabilities = logits.sigmoid()
+    # torch refuses NaN here, and on a GPU ends the process. The scores keep it: they stop the run.
+    probabilities = logits.sigmoid().nan_to_num(nan=0.5)
     return F.binary_cross_entropy(probabilities, torch.full_like(probabilities, label))
