@@ -88,8 +88,9 @@ class Sequential(nn.Sequential):
     """`torch.nn.Sequential` that applies an activation inside the fastgan layer before it.
 
     A `fastgan.nn.Conv2d`, `ConvTranspose2d` or `BatchNorm2d` followed at once by a `ReLU`,
-    `LeakyReLU`, `Tanh` or `Sigmoid` runs as one operator, unless a hook would notice. It holds
-    nothing besides its modules: names, indices, slices and state_dict are those of the twin.
+    `LeakyReLU`, `Tanh` or `Sigmoid` runs as one operator, unless a hook would notice or autograd
+    would refuse what it used to allow (see `why_not_fused`). It holds nothing besides its modules:
+    names, indices, slices and state_dict are those of the twin.
     """
 
     def forward(self, input: Any) -> Any:

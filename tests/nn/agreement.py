@@ -1,11 +1,12 @@
 """When two runs of one network agree: the tolerance, derived once.
 
-The same network computed by other operators adds the same numbers in another order. A sum of L
-terms, each order of which is good to sqrt(L) roundings (of its largest partial sum), is taken in
-each operator; a tensor at the end of a backward pass has come through as many operators forward as
-backward. So two runs may differ by
+The same network computed by other operators adds the same numbers in another order, in float32. A
+sum of L terms, each order of which is good to sqrt(L) roundings (of its largest partial sum), is
+taken in each operator, and its result rounded to the dtype that the network computes in; a tensor
+at the end of a backward pass has come through as many operators forward as backward. So two runs
+may differ by
 
-    epsilon * 2 * DEPTH * sqrt(LENGTH) * (the largest magnitude in the tensor)
+    2 * DEPTH * (epsilon(dtype) + epsilon(float32) * sqrt(LENGTH)) * (the largest magnitude)
 
 with the depth of the deepest network in `gan_networks` and the length of its longest sum. For a
 gradient, the largest magnitude is that of the network's gradients together: the terms of one may
@@ -24,20 +25,30 @@ DEPTH = 10  # operators in a row in SharedNorm and the residual discriminator
 LENGTH = 4 * 16 * 16  # the images and pixels that a weight gradient sums over
 
 
-def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Assert that two runs of one network gave the same tensors; gradients are named "grad ..."."""
+def assert_same(
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Assert that two runs of one network gave the same tensors.
+
+    Args:
+        found: tensors by name; those of gradients begin with "grad ".
+        expected: the same, of the other run.
+        dtype: what the network computes in.
+    """
+    rounding = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * math.sqrt(LENGTH)
     assert found.keys() == expected.keys()
     largest = max(
         (_largest(value) for name, value in expected.items() if _gradient(name)), default=0
     )
     for name, value in expected.items():
         scale = largest if _gradient(name) else _largest(value)
-        rounding = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
         torch.testing.assert_close(
             found[name],
             value,
             rtol=0,
-            atol=rounding * 2 * DEPTH * math.sqrt(LENGTH) * scale,
+            atol=2 * DEPTH * rounding * scale if value.is_floating_point() else 0.0,
             msg=lambda text, name=name: f"{name}: {text}",
         )
 

@@ -63,6 +63,21 @@ def test_accelerated_network_computes_the_same(name: str, device: str) -> None:
     assert_same(dict(network.state_dict()), dict(plain.state_dict()))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["dcgan_generator", "dcgan_discriminator"])
+def test_autocast_and_channels_last_as_in_training(name: str, device: str) -> None:
+    plain, arguments = build(name, device)
+    plain = plain.to(memory_format=torch.channels_last)
+    arguments = tuple(x.to(memory_format=torch.channels_last) for x in arguments)
+    network = fastgan.accelerate(copy.deepcopy(plain))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found = train_step(network, arguments)
+        expected = train_step(plain, arguments)
+    assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in expected.items()}
+    assert found["output"].stride() == expected["output"].stride()
+    assert_same(found, expected, torch.bfloat16)
+
+
 @pytest.mark.parametrize("name", ["dcgan_generator", "dcgan_discriminator", "unet"])
 def test_accelerated_network_on_triton_kernels(name: str) -> None:
     """Every layer on a kernel, in Triton's interpreter where there is no GPU."""
