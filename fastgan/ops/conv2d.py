@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.ops.activations import activate, check_activation
-from fastgan.ops.convolution import like_twin
+from fastgan.ops.convolution import like_twin, regular
 from fastgan.ops.convolution_autograd import fprop
 from fastgan.ops.convolution_plan import PairArgument, plan
 
@@ -54,6 +54,7 @@ def conv2d(
         check_activation(activation)
     made = plan(False, x, weight, bias, stride, padding, 0, dilation, groups)
     if made.implementation == "reference":
+        weight = regular(weight)
         y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
         return activate(y, activation, negative_slope)
     if x.dim() == 3:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.ops.activations import activate, check_activation
-from fastgan.ops.convolution import like_twin, suggests_channels_last
+from fastgan.ops.convolution import like_twin, regular, suggests_channels_last
 from fastgan.ops.convolution_autograd import dgrad
 from fastgan.ops.convolution_plan import PairArgument, plan
 
@@ -55,6 +55,7 @@ def conv_transpose2d(
         check_activation(activation)
     made = plan(True, x, weight, bias, stride, padding, output_padding, dilation, groups)
     if made.implementation == "reference":
+        weight = regular(weight)
         y = F.conv_transpose2d(
             x, weight, bias, stride, padding, output_padding, groups, dilation,  # type: ignore[arg-type]
         )  # fmt: skip

@@ -80,6 +80,19 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
+def regular(weight: Tensor) -> Tensor:
+    """Return a weight that torch's CPU convolutions take: some refuse strides of a third kind.
+
+    ("slow_conv2d: grad_weight must be contiguous", for a channels_last input and a transposed or
+    sliced weight.)
+    """
+    if weight.is_contiguous() or weight.dim() != 4:
+        return weight
+    if suggests_channels_last(weight):
+        return dense(weight)
+    return weight.contiguous()
+
+
 def like_twin(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return `y` laid out as torch's convolution would: channels_last if x or weight is."""
     if suggests_channels_last(x) or suggests_channels_last(weight):
