@@ -5,11 +5,11 @@
 // dense convolution of unit stride over the taps that reach its pixels. A task makes kPixels output
 // pixels of one phase by kBlock output channels:
 //
-//     for tap: for block of input channels:        weights of the block stay in the L1 cache
+//     for turn of taps (or of a tap's channels):   the turn's weights stay in the L1 cache
 //       for kRows pixels at a time: sums += input rows x weights       (multiply_rows)
 //     bias, activation, rounding, store            (the epilogue)
 //
-// A pixel outside the input reads a row of zeros. Where a step of the reduction does not divide an
+// A pixel outside the input reads a row of zeros, unless its whole register tile lies outside. Where a step of the reduction does not divide an
 // input pixel (odd channels, bfloat16) or input channels are few (images), a task first copies its
 // patches into a small buffer and reduces over taps x channels at once.
 #pragma once
@@ -81,81 +81,115 @@ FASTGAN_SHARED Phase dgrad_phase(const Convolution& c, int64_t residue_y, int64_
           (x + c.padding_width - residue_x) / c.stride_width};
 }
 
-// The output pixels of one task.
+// The output pixels of one task. The same place in kRows images comes before the next place: the
+// pixels of one register tile then lie at the same distance from the border, and a tap that falls
+// outside does so for all of them and is left out.
 struct Pixels {
   int64_t count;
   int64_t image[kPixels], y[kPixels], x[kPixels];  // grid positions
 
-  FASTGAN_SHARED Pixels(const Phase& phase, int64_t first, int64_t all) {
+  FASTGAN_SHARED Pixels(const Phase& phase, int64_t first, int64_t batch) {
+    const int64_t places = phase.grid_height * phase.grid_width, all = batch * places;
     count = first + kPixels <= all ? kPixels : all - first;
-    int64_t column = first % phase.grid_width, row = first / phase.grid_width;
-    int64_t n = row / phase.grid_height;
-    row %= phase.grid_height;
+    int64_t first_image = first / (kRows * places) * kRows;
+    int64_t images = first_image + kRows <= batch ? kRows : batch - first_image;
+    int64_t rest = first - first_image * places, place = rest / images, n = rest % images;
+    int64_t row = place / phase.grid_width, column = place % phase.grid_width;
     for (int64_t pixel = 0; pixel < count; ++pixel) {
-      image[pixel] = n;
+      image[pixel] = first_image + n;
       y[pixel] = row;
       x[pixel] = column;
-      if (++column == phase.grid_width) {
-        column = 0;
-        if (++row == phase.grid_height) {
-          row = 0;
-          ++n;
-        }
-      }
+      if (++n < images) continue;
+      n = 0;
+      if (++column < phase.grid_width) continue;
+      column = 0;
+      if (++row < phase.grid_height) continue;
+      row = 0;
+      first_image += kRows;
+      images = first_image + kRows <= batch ? kRows : batch - first_image;
     }
   }
 };
 
-// The weights of a block of `vectors` vectors: widths 1, 2 and 4 are compiled.
+// The register tile of `vectors` vectors: widths 1, 2 and kVectors are compiled.
 template <class Step>
-FASTGAN_SHARED void multiply_block(int64_t vectors, const Step* const* rows, const Step* weights,
-                                   int64_t steps, float* sums) {
-  if (vectors == 1) return multiply_rows<1>(rows, weights, steps, sums);
-  if (kVectors == 2 || vectors == 2) return multiply_rows<2>(rows, weights, steps, sums);
-  multiply_rows<kVectors>(rows, weights, steps, sums);
+FASTGAN_SHARED void multiply_group(int64_t vectors, bool fresh, const Stretch<Step>* stretches,
+                                   int64_t count, int64_t steps, float* sums) {
+  auto run = [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    if (fresh) return multiply_rows<V, true>(stretches, count, steps, sums);
+    multiply_rows<V, false>(stretches, count, steps, sums);
+  };
+  if (vectors == 1) return run(Vectors<1>{});
+  if (kVectors == 2 || vectors == 2) return run(Vectors<2>{});
+  run(Vectors<kVectors>{});
 }
 
-// Input rows in blocks whose weights fill half of the first-level cache.
+// Weights of one turn of a task, kept in the first-level cache: steps of kBlock outputs.
 template <class Step>
-constexpr int64_t kStepsOfBlock = 24576 / (kBlock * sizeof(Step));
+constexpr int64_t kStepsOfTurn = 24576 / (kBlock * sizeof(Step));
 
-// Sums of a task, taps one after the other; input rows are read where they lie.
+// For each tap, where the input rows of a task's pixels lie; null outside the input.
 template <class Step>
-void add_taps(const Product& product, const Phase& phase, const Pixels& pixels,
-              const Step* input, const Step* zeros, const Step* weights, int64_t vectors,
-              float* sums) {
-  const int64_t steps = steps_of<Step>(product.inputs);
-  const Step* rows[kPixels];
+FASTGAN_SHARED void find_rows(const Product& product, const Phase& phase, const Pixels& pixels,
+                              const Step* input, int64_t steps, const Step** rows) {
   for (int64_t tap_y = 0; tap_y < phase.taps_y; ++tap_y) {
-    for (int64_t tap_x = 0; tap_x < phase.taps_x; ++tap_x) {
-      uint32_t useful = 0;  // a bit for each kRows pixels: one of them lies inside the input
-      for (int64_t pixel = 0; pixel < kPixels; ++pixel) {
-        rows[pixel] = zeros;
-        if (pixel >= pixels.count) continue;
+    for (int64_t tap_x = 0; tap_x < phase.taps_x; ++tap_x, rows += kPixels) {
+      for (int64_t pixel = 0; pixel < kPixels; ++pixel) rows[pixel] = nullptr;
+      for (int64_t pixel = 0; pixel < pixels.count; ++pixel) {
         const int64_t y = pixels.y[pixel] * product.input_stride_y + phase.offset_y +
                           tap_y * product.tap_shift;
         const int64_t x = pixels.x[pixel] * product.input_stride_x + phase.offset_x +
                           tap_x * product.tap_shift;
         if (y < 0 || y >= product.input_height || x < 0 || x >= product.input_width) continue;
-        useful |= 1u << (pixel / kRows);
         rows[pixel] =
             input +
             ((pixels.image[pixel] * product.input_height + y) * product.input_width + x) * steps;
       }
-      const int64_t tap = (phase.first_tap_y + tap_y * product.tap_step_y) * product.kernel_width +
-                          phase.first_tap_x + tap_x * product.tap_step_x;
-      const Step* tap_weights = weights + tap * steps * kBlock;
-      for (int64_t first = 0; first < steps; first += kStepsOfBlock<Step>) {
-        const int64_t count =
-            first + kStepsOfBlock<Step> <= steps ? kStepsOfBlock<Step> : steps - first;
-        for (int64_t group = 0; group * kRows < pixels.count; ++group) {
-          if (!(useful >> group & 1u)) continue;
-          const Step* group_rows[kRows];
-          for (int r = 0; r < kRows; ++r) group_rows[r] = rows[group * kRows + r] + first;
-          multiply_block(vectors, group_rows, tap_weights + first * kBlock, count,
-                         sums + group * kRows * kBlock);
+    }
+  }
+}
+
+// Sums of a task; input rows are read where they lie. `rows` has room for kPixels a tap and
+// `stretches` for one a tap.
+template <class Step>
+void add_taps(const Product& product, const Phase& phase, const Pixels& pixels,
+              const Step* input, const Step* zeros, const Step* weights, int64_t vectors,
+              const Step** rows, Stretch<Step>* stretches, float* sums) {
+  const int64_t steps = steps_of<Step>(product.inputs), taps = phase.taps_y * phase.taps_x;
+  find_rows(product, phase, pixels, input, steps, rows);
+  const int64_t turn_steps = steps < kStepsOfTurn<Step> ? steps : kStepsOfTurn<Step>;
+  const int64_t turn_taps = kStepsOfTurn<Step> / turn_steps;
+  uint32_t started = 0;  // a bit for each kRows pixels: their sums hold something
+  for (int64_t first_tap = 0; first_tap < taps; first_tap += turn_taps) {
+    const int64_t last_tap = first_tap + turn_taps < taps ? first_tap + turn_taps : taps;
+    for (int64_t first = 0; first < steps; first += turn_steps) {
+      const int64_t count = first + turn_steps <= steps ? turn_steps : steps - first;
+      for (int64_t group = 0; group * kRows < pixels.count; ++group) {
+        int64_t used = 0;
+        for (int64_t tap = first_tap; tap < last_tap; ++tap) {
+          const Step* const* tap_rows = rows + tap * kPixels + group * kRows;
+          Stretch<Step>& stretch = stretches[used];
+          bool inside = false;
+          for (int r = 0; r < kRows; ++r) {
+            inside |= tap_rows[r] != nullptr;
+            stretch.rows[r] = (tap_rows[r] ? tap_rows[r] : zeros) + first;
+          }
+          const int64_t y = phase.first_tap_y + tap / phase.taps_x * product.tap_step_y;
+          const int64_t x = phase.first_tap_x + tap % phase.taps_x * product.tap_step_x;
+          stretch.weights = weights + ((y * product.kernel_width + x) * steps + first) * kBlock;
+          used += inside;
         }
+        if (used == 0) continue;
+        multiply_group(vectors, !(started >> group & 1u), stretches, used, count,
+                       sums + group * kRows * kBlock);
+        started |= 1u << group;
       }
+    }
+  }
+  for (int64_t group = 0; group * kRows < pixels.count; ++group) {
+    if (!(started >> group & 1u)) {
+      memset(sums + group * kRows * kBlock, 0, kRows * kBlock * sizeof(float));
     }
   }
 }
@@ -215,18 +249,26 @@ void add_patches(const Product& product, const Phase& phase, const Pixels& pixel
   const int64_t elements = phase.taps_y * phase.taps_x * product.inputs;
   const int64_t steps = steps_of<Step>(elements), stride = steps * kElements<Step>;
   const int64_t image_size = product.input_height * product.input_width * product.inputs;
-  const Step* rows[kPixels];
-  for (int64_t pixel = 0; pixel < kPixels; ++pixel) {
-    T* patch = patches + (pixel < pixels.count ? pixel : 0) * stride;
-    rows[pixel] = reinterpret_cast<const Step*>(patch);
-    if (pixel >= pixels.count) continue;
+  for (int64_t pixel = 0; pixel < pixels.count; ++pixel) {
+    T* patch = patches + pixel * stride;
     copy_patch(product, phase, input + pixels.image[pixel] * image_size,
                pixels.y[pixel] * product.input_stride_y + phase.offset_y,
                pixels.x[pixel] * product.input_stride_x + phase.offset_x, patch);
     memset(patch + elements, 0, (stride - elements) * sizeof(T));
   }
+  if (steps == 0) {  // a phase that no tap reaches
+    memset(sums, 0, pixels.count * kBlock * sizeof(float));
+    return;
+  }
   for (int64_t group = 0; group * kRows < pixels.count; ++group) {
-    multiply_block(vectors, rows + group * kRows, weights, steps, sums + group * kRows * kBlock);
+    Stretch<Step> stretch;
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t pixel = group * kRows + r;
+      stretch.rows[r] = reinterpret_cast<const Step*>(
+          patches + (pixel < pixels.count ? pixel : pixels.count - 1) * stride);
+    }
+    stretch.weights = weights;
+    multiply_group(vectors, true, &stretch, 1, steps, sums + group * kRows * kBlock);
   }
 }
 
@@ -277,9 +319,8 @@ FASTGAN_SHARED void run_task(const Product& product, const Phase& phase, int64_t
   if (chunk * kPixels >= all) return;
   const int64_t channel = block * kBlock;
   const int64_t channels = channel + kBlock <= product.outputs ? kBlock : product.outputs - channel;
-  const Pixels pixels(phase, chunk * kPixels, all);
+  const Pixels pixels(phase, chunk * kPixels, product.batch);
   alignas(64) float sums[kPixels * kBlock];
-  memset(sums, 0, sizeof sums);
   add(pixels, vectors_of(channels), sums);
   store_result(product, phase, pixels, channel, channels, sums);
 }
@@ -304,8 +345,11 @@ void run_taps(const Product& product, int64_t phases, const PhaseOf& phase_of, c
     const int64_t block = task / chunks / phases;
     run_task(product, phase, block, task % chunks,
              [&](const Pixels& pixels, int64_t vectors, float* sums) {
+               auto* stretches = static_cast<Stretch<Step>*>(scratch(
+                   Scratch::task, taps * (sizeof(Stretch<Step>) + kPixels * sizeof(Step*))));
+               auto** rows = reinterpret_cast<const Step**>(stretches + taps);
                add_taps(product, phase, pixels, input, zeros,
-                        packed + block * taps * steps * kBlock, vectors, sums);
+                        packed + block * taps * steps * kBlock, vectors, rows, stretches, sums);
              });
   });
 }

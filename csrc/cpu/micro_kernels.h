@@ -53,32 +53,48 @@ FASTGAN_SHARED Lanes accumulate(Lanes sum, Lanes broadcast, Lanes vector, const 
 }
 #endif
 
-// sums[kRows][kBlock] += rows[r][k] * weights[k][...] over k < steps; the weights' rows are kBlock
-// apart.
-template <int V, class Step>
-void multiply_rows(const Step* const* rows, const Step* weights, int64_t steps, float* sums) {
+// One stretch of a reduction (a tap, or a part of one): a row of steps for each of kRows pixels, and
+// the weights they meet, whose rows are kBlock apart.
+template <class Step>
+struct Stretch {
+  const Step* rows[kRows];
+  const Step* weights;
+};
+
+// sums[kRows][kBlock] = or += rows[r][k] * weights[k][...] over all stretches and k < steps;
+// there is at least one of each.
+template <int V, bool fresh, class Step>
+void multiply_rows(const Stretch<Step>* stretches, int64_t count, int64_t steps, float* sums) {
   Lanes tile[kRows][V];
-  const Step* row[kRows];
   FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) {
-    row[r] = rows[r];
-    FASTGAN_UNROLL for (int v = 0; v < V; ++v) tile[r][v] = load(sums + r * kBlock + v * kLanes);
-  }
-  for (int64_t k = 0; k < steps; ++k, weights += kBlock) {
-    Lanes vector[V];
-    FASTGAN_UNROLL for (int v = 0; v < V; ++v) vector[v] = vector_step(weights + v * kLanes);
-    FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) {
-      const Lanes broadcast = broadcast_step(row[r] + k);
-      FASTGAN_UNROLL for (int v = 0; v < V; ++v) {
-        tile[r][v] = accumulate(tile[r][v], broadcast, vector[v], weights);
-      }
+    FASTGAN_UNROLL for (int v = 0; v < V; ++v) {
+      tile[r][v] = fresh ? Lanes{} : load(sums + r * kBlock + v * kLanes);
     }
   }
+  do {
+    const Step* row[kRows];
+    FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) row[r] = stretches->rows[r];
+    const Step* weights = stretches->weights;
+    int64_t k = 0;
+    do {
+      Lanes vector[V];
+      FASTGAN_UNROLL for (int v = 0; v < V; ++v) vector[v] = vector_step(weights + v * kLanes);
+      FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) {
+        const Lanes broadcast = broadcast_step(row[r] + k);
+        FASTGAN_UNROLL for (int v = 0; v < V; ++v) {
+          tile[r][v] = accumulate(tile[r][v], broadcast, vector[v], weights);
+        }
+      }
+      weights += kBlock;
+    } while (++k < steps);
+    ++stretches;
+  } while (--count);
   FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) {
     FASTGAN_UNROLL for (int v = 0; v < V; ++v) store(sums + r * kBlock + v * kLanes, tile[r][v]);
   }
 }
 
-// sums[R][kBlock] += broadcast[k][offset + r] * vectors[k][...] over k < steps: the outer products
+// sums[R][kBlock] += broadcast[k][offset + r] * vectors[k][...] over k < steps (at least one): the outer products
 // of weight gradients, where every step (a pixel) has an address of its own on both sides.
 template <int R, int V, class Step>
 void add_outer_products(const Step* const* broadcast, int64_t broadcast_offset,
@@ -88,7 +104,8 @@ void add_outer_products(const Step* const* broadcast, int64_t broadcast_offset,
   FASTGAN_UNROLL for (int r = 0; r < R; ++r) {
     FASTGAN_UNROLL for (int v = 0; v < V; ++v) tile[r][v] = load(sums + r * kBlock + v * kLanes);
   }
-  for (int64_t k = 0; k < steps; ++k) {
+  int64_t k = 0;
+  do {
     const Step* source = vectors[k] + vector_offset;
     const Step* row = broadcast[k] + broadcast_offset;
     Lanes vector[V];
@@ -99,7 +116,7 @@ void add_outer_products(const Step* const* broadcast, int64_t broadcast_offset,
         tile[r][v] = accumulate(tile[r][v], value, vector[v], source);
       }
     }
-  }
+  } while (++k < steps);
   FASTGAN_UNROLL for (int r = 0; r < R; ++r) {
     FASTGAN_UNROLL for (int v = 0; v < V; ++v) store(sums + r * kBlock + v * kLanes, tile[r][v]);
   }

@@ -78,6 +78,28 @@ struct WeightOrder {
   const int64_t* offsets;
 };
 
+// The steps of outputs that lie side by side: a row of elements, or two rows zipped.
+FASTGAN_SHARED void pack_row(float* target, const float* first, const float*, int64_t width) {
+  memcpy(target, first, width * sizeof(float));
+}
+
+FASTGAN_SHARED void pack_row(BFloat16* target, const BFloat16* first, const BFloat16* second,
+                             int64_t width) {
+  int64_t lane = 0;
+  for (; second && lane + kLanes <= width; lane += kLanes) {
+    HalfLanes low, high;
+    memcpy(&low, first + lane, sizeof low);
+    memcpy(&high, second + lane, sizeof high);
+    const BitLanes zipped =
+        __builtin_convertvector(low, BitLanes) | __builtin_convertvector(high, BitLanes) << 16;
+    memcpy(target + 2 * lane, &zipped, sizeof zipped);
+  }
+  for (; lane < width; ++lane) {
+    target[2 * lane] = first[lane];
+    target[2 * lane + 1] = second ? second[lane] : BFloat16{0};
+  }
+}
+
 // Packs the weight as [blocks of kBlock outputs][taps][steps][kBlock]; what is missing is zero.
 template <class Step>
 const Step* pack_weight(const typename ElementOf<Step>::type* weight, const WeightOrder& order) {
@@ -91,9 +113,35 @@ const Step* pack_weight(const typename ElementOf<Step>::type* weight, const Weig
     const int64_t first = task / order.taps * kBlock, tap = task % order.taps;
     const int64_t width = first + kBlock <= order.outputs ? kBlock : order.outputs - first;
     T* target = reinterpret_cast<T*>(packed + task * steps * kBlock);
-    if (width < kBlock || order.elements % kStep) memset(target, 0, steps * kBlock * sizeof(Step));
+    if (width < kBlock || order.elements % kStep) {
+      memset(target, 0, steps * kBlock * sizeof(Step));
+    }
     const T* source = weight + first * order.output_stride + tap * order.tap_stride;
-    // 16 outputs at a time: their rows and the packed rows stay in the first-level cache.
+    if (order.output_stride == 1) {
+      for (int64_t element = 0; element < order.elements; element += kStep) {
+        const T* second = kStep == 2 && element + 1 < order.elements
+                              ? source + order.offsets[element + 1]
+                              : nullptr;
+        pack_row(target + element * kBlock, source + order.offsets[element], second, width);
+      }
+      return;
+    }
+    if (order.elements > 0 && order.elements % kStep == 0 &&
+        order.offsets[order.elements - 1] == order.elements - 1) {
+      // Reduction elements that lie side by side: whole steps are moved, 16 outputs at a time, so
+      // that their rows and the packed rows stay in the first-level cache.
+      for (int64_t lanes = 0; lanes < width; lanes += 16) {
+        const int64_t end = lanes + 16 < width ? lanes + 16 : width;
+        for (int64_t step = 0; step < steps; ++step) {
+          Step* row = reinterpret_cast<Step*>(target) + step * kBlock;
+          for (int64_t lane = lanes; lane < end; ++lane) {
+            memcpy(static_cast<void*>(row + lane),
+                   source + lane * order.output_stride + step * kStep, sizeof(Step));
+          }
+        }
+      }
+      return;
+    }
     for (int64_t lanes = 0; lanes < width; lanes += 16) {
       const int64_t end = lanes + 16 < width ? lanes + 16 : width;
       for (int64_t element = 0; element < order.elements; ++element) {

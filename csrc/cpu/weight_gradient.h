@@ -24,14 +24,6 @@ struct StepImages {
   int64_t images, channels;  // channels: the vector side's are padded to whole vectors
 };
 
-FASTGAN_SHARED void interleave(BFloat16* target, const BFloat16* first, const BFloat16* second,
-                               int64_t count) {
-  for (int64_t index = 0; index < count; ++index) {
-    target[2 * index] = first[index];
-    target[2 * index + 1] = second ? second[index] : BFloat16{0};
-  }
-}
-
 // The operand for the reduction over pixels, its channels padded with zeros to `width`.
 template <class Step>
 StepImages<Step> step_images(const void* source, DataType type, int64_t images, int64_t pixels,
@@ -55,7 +47,7 @@ StepImages<Step> step_images(const void* source, DataType type, int64_t images, 
         const auto* from = static_cast<const BFloat16*>(source);
         const BFloat16* first = from + (2 * image * pixels + pixel) * channels;
         const BFloat16* second = 2 * image + 1 < images ? first + pixels * channels : nullptr;
-        interleave(reinterpret_cast<BFloat16*>(row), first, second, channels);
+        pack_row(reinterpret_cast<BFloat16*>(row), first, second, channels);
       } else {
         with_type(type, [&](auto element) {
           using T = typename decltype(element)::type;
@@ -108,6 +100,7 @@ FASTGAN_SHARED void add_rows(const Turn<Step>& turn, int64_t row, int64_t vector
 template <class Step>
 FASTGAN_SHARED void add_turn(const Turn<Step>& turn, int64_t rows, int64_t vector, int64_t vectors,
                              float* sums) {
+  if (turn.count == 0) return;
   int64_t row = 0;
   for (; row + kRows <= rows; row += kRows) {
     add_rows<kRows>(turn, row, vector, vectors, sums + row * kBlock);
