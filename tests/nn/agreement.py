@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from tolerances import accumulation, epsilon
 from torch import Tensor
 
 DEPTH = 10  # operators in a row in SharedNorm and the residual discriminator
@@ -37,7 +38,7 @@ def assert_same(
         expected: the same, of the other run.
         dtype: what the network computes in.
     """
-    rounding = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * math.sqrt(LENGTH)
+    rounding = epsilon(dtype) + epsilon(accumulation(dtype)) * math.sqrt(LENGTH)
     assert found.keys() == expected.keys()
     largest = max(
         (_largest(value) for name, value in expected.items() if _gradient(name)), default=0
