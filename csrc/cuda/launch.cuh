@@ -44,7 +44,7 @@ cudaError_t launch(const Launch& how, void (*kernel)(Parameters...), Arguments&&
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 
-constexpr int64_t ceil_div(int64_t value, int64_t divisor) {
+__host__ __device__ constexpr int64_t ceil_div(int64_t value, int64_t divisor) {
   return (value + divisor - 1) / divisor;
 }
 

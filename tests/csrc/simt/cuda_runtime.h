@@ -4,6 +4,7 @@
 // simt.cpp runs the threads; this file only gives CUDA's names to what is there.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +53,8 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+using std::min;
 
 namespace simt {
 

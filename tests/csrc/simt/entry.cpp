@@ -17,9 +17,15 @@ extern "C" {
 WITH_WORKSPACE(batch_norm_forward, BatchNormForward)
 WITH_WORKSPACE(batch_norm_backward, BatchNormBackward)
 WITH_WORKSPACE(bias_act_backward, BiasAct)
+WITH_WORKSPACE(image_wgrad, ImageConvolution)
 
 int run_bias_act_forward(const BiasAct* call, const Device* device) {
   return bias_act_forward(*call, *device, nullptr);
 }
 int run_adversarial_loss(const AdversarialLoss* call) { return adversarial_loss(*call, nullptr); }
+int run_image_fprop(const ImageConvolution* call) { return image_fprop(*call, nullptr); }
+int run_image_dgrad(const ImageConvolution* call) { return image_dgrad(*call, nullptr); }
+int run_pack_weights(int type, const WeightToPack* weights, int count) {
+  return pack_weights(static_cast<DataType>(type), weights, count, nullptr);
+}
 }
