@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -25,11 +26,19 @@ _EXTRAS = {
 }
 
 
-def doctor() -> None:
+def doctor(
+    build: Annotated[
+        bool, typer.Option("--build", help="Compile the native CPU kernels first if need be.")
+    ] = False,
+) -> None:
     """Say what is found, what is missing and how to get it, and check in a minute that it works."""
+    if build:
+        from fastgan import native
+
+        native.build()
     for name, value in _findings():
-        typer.echo(f"{name:<12} {value}")
-    typer.echo(f"{'self-check':<12} {_self_check()}")
+        typer.echo(f"{name:<13} {value}")
+    typer.echo(f"{'self-check':<13} {_self_check()}")
 
 
 def _findings() -> Iterator[tuple[str, str]]:
@@ -49,11 +58,23 @@ def _findings() -> Iterator[tuple[str, str]]:
         yield "gpu", "none that this torch can use: training runs on the CPU"
     yield "compiler", _first_line(os.environ.get("CXX", "c++"), "g++", "clang++")
     yield "nvcc", _first_line("nvcc", wanted="release")
+    yield from _native_kernels()
     yield "image cache", str(default_cache_dir())
     for extra, (module, purpose) in _EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
         missing = f"not installed ({purpose}): pip install 'fastgan[{extra}]'"
         yield extra, f"installed ({purpose})" if found else missing
+
+
+def _native_kernels() -> Iterator[tuple[str, str]]:
+    from fastgan import native
+
+    status = native.status()
+    if status.usable:
+        yield "native", f"{status.level} kernels, {status.origin}, in {status.folder}"
+    else:
+        yield "native", f"not in use: {status.reason}"
+    yield "native cache", str(status.cache)
 
 
 def _triton() -> str:

@@ -77,7 +77,7 @@ class Trainer:
     def resume(
         cls,
         out: str | Path,
-        data: PackedImages | None = None,
+        images: PackedImages | None = None,
         console: Console | None = None,
         **changes: Any,
     ) -> Trainer:
@@ -85,7 +85,7 @@ class Trainer:
 
         Args:
             out: the run folder.
-            data: the images; by default they are opened as the configuration says.
+            images: the data; by default opened as the configuration's `data` says.
             console: where `fit` reports.
             changes: settings that differ from config.json, such as `steps`.
 
@@ -99,7 +99,7 @@ class Trainer:
         saved = run.newest_checkpoint()
         if saved is None:
             # Killed before its first checkpoint: step 0 is a function of the configuration.
-            return cls(config, data if data is not None else open_data(config), run, console)
+            return cls(config, images if images is not None else open_data(config), run, console)
         checkpoint = load_checkpoint(saved)
         refused = checkpoint.config.changed_hyperparameters(config)
         if refused:
@@ -112,7 +112,7 @@ class Trainer:
                 f"{out} has already made {checkpoint.step} of {config.steps} steps:"
                 " ask for more with --steps"
             )
-        data = data if data is not None else open_data(config)
+        data = images if images is not None else open_data(config)
         if data.digest != checkpoint.data_digest:
             raise DataError(
                 f"the images of {config.data} are not those that {out} was trained on:"

@@ -1,0 +1,175 @@
+"""The commands from end to end: train, stop, resume, sample, doctor, help."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bad_inputs import SMALL, array, main_quietly, train, trained
+from PIL import Image
+
+import fastgan
+from fastgan.training import RunFolder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fastgan.training.loop.can_draw", lambda: False)
+    return tmp_path
+
+
+def test_train_says_what_it_does_in_plain_lines_on_a_pipe(workplace, capsys) -> None:
+    array(workplace)
+    assert main_quietly(train("a.npy", "--steps=4", "--log-every=2")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "a.npy: 8 images, 16x16, 3 channels"
+    assert said[1] == "training to step 4 on cpu in fp32, into run"
+    assert [line.split("  ")[0] for line in said[2:4]] == ["step 2/4", "step 4/4"]
+    number = r"[\d,]+(\.\d+)?"
+    assert re.fullmatch(
+        rf"step 2/4  {number} images/s  loss D {number} G {number}  D\(x\) {number}"
+        rf"  D\(G\(z\)\) {number} / {number}  left 0:00:\d\d",
+        said[2],
+    )
+    assert said[4] == "done: samples in run/samples; draw more with `fastgan sample run`"
+    assert "\x1b" not in "".join(said)
+
+
+def test_resume_goes_on_with_other_output_settings(workplace, capsys) -> None:
+    trained(workplace)
+    assert main_quietly(["resume", "run", "--steps=5", "--sample-every=1"]) == 0
+    assert "training from step 2 to step 5" in capsys.readouterr().out
+    run = RunFolder.open("run")
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3, 4, 5]
+    assert len(list(run.samples.iterdir())) == 4
+    assert run.read_config().sample_every == 1
+
+
+def test_moved_images_are_found_again(workplace) -> None:
+    trained(workplace)
+    (workplace / "a.npy").rename(workplace / "b.npy")
+    assert main_quietly(["resume", "run", "--steps=3", "--data=b.npy"]) == 0
+
+
+def test_without_out_runs_are_numbered(workplace) -> None:
+    array(workplace)
+    for _ in range(2):
+        assert main_quietly(["train", "a.npy", *SMALL]) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["0001-a", "0002-a"]
+
+
+def test_sample_draws_the_same_grid_or_folder_from_the_same_seed(workplace) -> None:
+    trained(workplace)
+    for out in ("one.png", "two.png"):
+        assert main_quietly(["sample", "run", "--count=6", "--seed=3", f"--out={out}"]) == 0
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+    assert main_quietly(["sample", "run", "--count=6", "--seed=4", "--out=three.png"]) == 0
+    assert Path("one.png").read_bytes() != Path("three.png").read_bytes()
+    assert main_quietly(["sample", "run", "--count=6", "--seed=3", "--out=many"]) == 0
+    names = sorted(path.name for path in Path("many").iterdir())
+    assert names == [f"{index:06d}.png" for index in range(6)]
+    grid = np.asarray(Image.open("one.png"))
+    # Three columns; the fifth image is in the second row, second column.
+    fifth = np.asarray(Image.open("many/000004.png"))
+    assert np.array_equal(grid[20:36, 20:36], fifth)
+
+
+def test_an_image_does_not_depend_on_its_neighbours(workplace) -> None:
+    trained(workplace)
+    main_quietly(["sample", "run", "--count=2", "--out=two"])
+    main_quietly(["sample", "run", "--count=9", "--out=nine"])
+    for name in ("000000.png", "000001.png"):
+        two, nine = (np.asarray(Image.open(f"{folder}/{name}")) for folder in ("two", "nine"))
+        assert np.abs(two.astype(int) - nine.astype(int)).max() <= 1
+
+
+def test_the_averaged_weights_are_the_default(workplace) -> None:
+    main_quietly(train(array(workplace), "--ema-ramp-up=1e6", "--generator-lr=0.1"))
+    main_quietly(["sample", "run", "--count=4", "--out=default.png"])
+    main_quietly(["sample", "run", "--count=4", "--ema", "--out=ema.png"])
+    main_quietly(["sample", "run", "--count=4", "--no-ema", "--out=last.png"])
+    assert Path("default.png").read_bytes() == Path("ema.png").read_bytes()
+    assert Path("default.png").read_bytes() != Path("last.png").read_bytes()
+
+
+def test_help_teaches(capsys) -> None:
+    for command, words in (
+        ([], ["train", "resume", "sample", "doctor"]),
+        (["train"], ["--image-size", "--preset", "64x96", "photos/", "may change on resume"]),
+        (["resume"], ["--steps", "--device", "exactly as if it had never stopped"]),
+        (["sample"], ["--count", "--no-ema", "running statistics"]),
+    ):
+        assert main_quietly([*command, "--help"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        for word in words:
+            assert word in said, (command, word)
+
+
+def test_resume_lists_only_what_may_change(capsys) -> None:
+    assert main_quietly(["resume", "--help"]) == 0
+    assert "--batch-size" not in capsys.readouterr().out
+
+
+def test_version(capsys) -> None:
+    assert main_quietly(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastgan {fastgan.__version__}\n"
+
+
+def test_doctor_finds_this_machine_and_checks_it(workplace, capsys) -> None:
+    assert main_quietly(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for name in ("python", "torch", "triton", "compiler", "nvcc", "native", "image cache", "plot"):
+        assert re.search(rf"^{name} ", said, re.MULTILINE), name
+    assert re.search(r"^self-check +trained, saved and resumed to the bit on ", said, re.MULTILINE)
+
+
+def test_help_is_there_at_once_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fastgan.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_bar_on_a_terminal_and_ctrl_c_as_a_person_meets_them(workplace) -> None:
+    array(workplace)
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastgan", *train("a.npy", "--steps=100000")],
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said, deadline, asked = "", time.monotonic() + 90, False
+    while time.monotonic() < deadline:
+        try:
+            said += os.read(ours, 65536).decode(errors="replace")
+        except OSError:  # the terminal closes with the process
+            break
+        if not asked and "images/s" in said:
+            process.send_signal(2)
+            asked = True
+    assert process.wait(30) == 0
+    for word in ("step", "/100000", "images/s", "loss D", "D(x)", "D(G(z))", "left"):
+        assert word in said, word
+    plain = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).split())
+    stopped = re.search(r"stopped and saved at step (\d+): go on with `fastgan resume run`", plain)
+    assert stopped, plain[-500:]
+    newest = RunFolder.open("run").newest_checkpoint()
+    assert newest is not None
+    assert int(newest.name) == int(stopped[1])
