@@ -27,7 +27,6 @@ One program computes BLOCK_M output pixels of one phase x BLOCK_N output channel
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -253,16 +252,15 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
         even="EVEN_B EVEN_S",
         STRIDE_H=2,
         STRIDE_W=2,
-        H=16,
-        W=16,
         OH=8,
         OW=8,
     )
     tiles = list(shipped(architecture, "dgrad"))
+    layer = {"KERNEL_H": 4, "KERNEL_W": 4, "H": 16, "W": 16}
     for arithmetic, tile in tiles:
-        yield variant(arithmetic, tile, KERNEL_H=4, KERNEL_W=4)
-    yield variant(*tiles[0], KERNEL_H=4, KERNEL_W=4, half="fp16", bias=True, activation="relu")
+        yield variant(arithmetic, tile, **layer)
+    yield variant(*tiles[0], half="fp16", bias=True, activation="relu", **layer)
+    uneven = {"KERNEL_H": 5, "KERNEL_W": 5, "H": 15, "W": 15}
+    yield variant(*tiles[0], bias=True, activation="tanh", **uneven)
     wide = next(tile for _, tile in tiles if tile.rows * tile.columns <= WIDE_AREA)
-    yield variant("half", wide, KERNEL_H=4, KERNEL_W=4, wide=True)
-    uneven = variant(*tiles[0], KERNEL_H=5, KERNEL_W=5)
-    yield dataclasses.replace(uneven, name=uneven.name.replace("dgrad", "dgrad, uneven phases"))
+    yield variant("half", wide, wide=True, **layer)

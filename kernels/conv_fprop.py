@@ -196,16 +196,15 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
         channels="B S",
         vectors="B_VECTOR S_VECTOR",
         even="EVEN_B EVEN_S",
-        KERNEL_H=4,
-        KERNEL_W=4,
-        H=16,
-        W=16,
         OH=8,
         OW=8,
     )
     tiles = list(shipped(architecture, "fprop"))
+    layer = {"KERNEL_H": 4, "KERNEL_W": 4, "H": 16, "W": 16}
     for arithmetic, tile in tiles:
-        yield variant(arithmetic, tile)
-    yield variant(*tiles[0], half="fp16", bias=True, activation="leaky_relu")
+        yield variant(arithmetic, tile, **layer)
+    yield variant(*tiles[0], half="fp16", bias=True, activation="leaky_relu", **layer)
+    odd = {"KERNEL_H": 5, "KERNEL_W": 5, "H": 15, "W": 15}
+    yield variant(*tiles[0], bias=True, activation="tanh", **odd)
     wide = next(tile for _, tile in tiles if tile.rows * tile.columns <= WIDE_AREA)
-    yield variant("half", wide, wide=True)
+    yield variant("half", wide, wide=True, **layer)
