@@ -33,6 +33,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         for preset in (
             Preset("dcgan", "the DCGAN of the PyTorch example, at any plannable image size"),
             Preset(
+                "digits",
+                "a small DCGAN for 32×32 greyscale images, trained in minutes on a CPU",
+                MappingProxyType(
+                    {
+                        "image_size": (32, 32),
+                        "channels": 1,
+                        "latent_dim": 64,
+                        "generator_width": 32,
+                        "discriminator_width": 16,
+                        "real_label": 0.9,
+                        "steps": 1500,
+                    }
+                ),
+            ),
+            Preset(
                 "book",
                 "the GAN of 'Generative Deep Learning' (28×28, 1 channel, dropout, RMSprop)",
                 MappingProxyType(
