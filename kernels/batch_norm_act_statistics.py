@@ -90,10 +90,7 @@ def merge_rows(count, mean, m2):
         (count, mean[C], M2[C]); with no value at all 0, 0, 0.
     """
     total = tl.sum(tl.sum(count, 1), 0)
-    share = count / tl.maximum(total, 1.0)
-    rough = tl.sum(share * mean, 0)
-    # A second sum of what the first rounded away: means may be large against their spread.
-    centre = rough + tl.sum(share * (mean - rough[None, :]), 0)
+    centre = tl.sum(count / tl.maximum(total, 1.0) * mean, 0)
     away = mean - centre[None, :]
     return total, centre, tl.sum(m2 + count * away * away, 0)
 

@@ -142,6 +142,16 @@ def test_nan_spreads(name, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["non_saturating", "squared_hellinger"])
+def test_small_losses_keep_their_digits(name, device):
+    logit = {"non_saturating": 20.0, "squared_hellinger": 1e-5}[name]
+    logits = torch.full((64,), logit, device=device)
+    loss, *_ = adversarial_loss.generator(logits, objective=name)
+    exact = OBJECTIVES[name].generator(logits.double()).mean()
+    assert_within("loss", loss, exact, 32 * U * exact.abs())
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_from_run_to_run(device):
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)).to(device)
     first, second = (adversarial_loss.generator(logits, objective="minimax") for _ in range(2))

@@ -13,11 +13,12 @@ from tolerances import assert_within, epsilon, smallest
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan.kernels import batch_norm_act
+from fastgan.kernels import batch_norm_act, batch_norm_act_backward, batch_norm_act_forward
 from fastgan.kernels.batch_norm_act_statistics import TABLES
 from fastgan.kernels.channels_last import Tile, cut
 
-# "two_pass, small tiles" cuts even small tensors into many ranges of rows and blocks of columns.
+# "two_pass, small tiles" cuts even small tensors into many ranges of rows and blocks of columns,
+# and merges their partial results four at a time.
 VARIANTS = ("resident", "two_pass", "two_pass, small tiles")
 
 
@@ -28,6 +29,8 @@ def choose(variant: str, monkeypatch: pytest.MonkeyPatch) -> str:
         for name, table in TABLES.items():
             small = dataclasses.replace(table, streaming=tiles, programs=12)
             monkeypatch.setitem(TABLES, name, small)
+        for module in (batch_norm_act_forward, batch_norm_act_backward):
+            monkeypatch.setattr(module, "BLOCK_S", 4)
     return variant.partition(",")[0]
 
 
