@@ -30,8 +30,9 @@ LabelledFunction = Callable[[Tensor, float], Tensor]
 ScalarFunction = Callable[[Tensor], Tensor]
 
 LOG_2 = math.log(2.0)
-#: torch's binary_cross_entropy clamps the logarithms at -100, and the denominator p (1 - p) of the
-#: derivative at this.
+#: torch's binary_cross_entropy clamps the logarithms at -100 ...
+LOG_FLOOR = -100.0
+#: ... and the denominator p (1 - p) of the derivative at 1e-12.
 PROBABILITY_EPSILON = 1e-12
 
 
@@ -76,7 +77,15 @@ def cross_entropy_derivative(logit: Tensor, label: float) -> Tensor:
 
 
 def probability_cross_entropy(probability: Tensor, label: float) -> Tensor:
-    """Return torch's binary cross-entropy of a probability: logarithms clamped at -100."""
+    """Return torch's binary cross-entropy of a probability: logarithms clamped at -100.
+
+    Labels outside [0, 1], which torch's own refuses and label smoothing up to 1.2 needs, take the
+    same formula.
+    """
+    if not 0.0 <= label <= 1.0:
+        positive = torch.log(probability).clamp(min=LOG_FLOOR)
+        negative = torch.log1p(-probability).clamp(min=LOG_FLOOR)
+        return -label * positive - (1.0 - label) * negative
     target = torch.full_like(probability, label)
     return F.binary_cross_entropy(probability, target, reduction="none")
 
