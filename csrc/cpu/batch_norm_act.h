@@ -25,6 +25,10 @@ struct RowTasks {
     count = blocks < kMostTasks ? blocks : kMostTasks;
   }
 
+  FASTGAN_SHARED int64_t first_row(int64_t task) const {
+    return task * blocks / count * block_rows;
+  }
+
   // Calls visit(first row, number of rows) for each block of a task.
   template <class Visit>
   FASTGAN_SHARED void for_blocks(int64_t task, const Visit& visit) const {
@@ -39,19 +43,24 @@ FASTGAN_SHARED int64_t padded(int64_t channels) {
   return (channels + kLanes - 1) / kLanes * kLanes;
 }
 
-// Mean and M2 of one block of rows, merged into those of the `seen` rows before it.
+// Mean and M2 of one block of rows, merged into those of the `seen` rows before it. Means are
+// relative to `origin`, a row of the data: a large mean would take the digits of a small spread.
 template <int vectors, class T>
-FASTGAN_SHARED void merge_block(const T* x, int64_t rows, int64_t channels, int width, float seen,
-                                float* mean, float* m2) {
-  Lanes sum[vectors] = {}, square[vectors] = {};
+FASTGAN_SHARED void merge_block(const T* x, const T* origin, int64_t rows, int64_t channels,
+                                int width, float seen, float* mean, float* m2) {
+  Lanes start[vectors], sum[vectors] = {}, square[vectors] = {};
+  FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) start[v] = load_width(origin + v * kLanes, width);
   for (int64_t row = 0; row < rows; ++row) {
-    FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) sum[v] += load_width(x + row * channels + v * kLanes, width);
+    FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
+      sum[v] += load_width(x + row * channels + v * kLanes, width) - start[v];
+    }
   }
   const float count = static_cast<float>(rows);
   FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = sum[v] / count;
   for (int64_t row = 0; row < rows; ++row) {
     FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
-      const Lanes centred = load_width(x + row * channels + v * kLanes, width) - sum[v];
+      const Lanes value = load_width(x + row * channels + v * kLanes, width);
+      const Lanes centred = (value - start[v]) - sum[v];
       square[v] += centred * centred;
     }
   }
@@ -75,12 +84,13 @@ void statistics(const BatchNormForward& call, const RowTasks& tasks) {
     const T* x = static_cast<const T*>(call.x) + group * call.rows * call.channels;
     float *mean = partials + index * stride, *m2 = mean + width;
     memset(mean, 0, stride * sizeof(float));
+    const T* origin = x + tasks.first_row(index % tasks.count) * call.channels;
     float seen = 0.0f;
     tasks.for_blocks(index % tasks.count, [&](int64_t first, int64_t rows) {
       for_channel_blocks(call.channels, [&](auto vectors, int64_t channel, int lanes) {
-        merge_block<decltype(vectors)::value>(x + first * call.channels + channel, rows,
-                                              call.channels, lanes, seen, mean + channel,
-                                              m2 + channel);
+        merge_block<decltype(vectors)::value>(x + first * call.channels + channel,
+                                              origin + channel, rows, call.channels, lanes, seen,
+                                              mean + channel, m2 + channel);
       });
       seen += static_cast<float>(rows);
     });
@@ -92,7 +102,10 @@ void statistics(const BatchNormForward& call, const RowTasks& tasks) {
         double rows = 0.0;
         tasks.for_blocks(task, [&](int64_t, int64_t count) { rows += static_cast<double>(count); });
         const float* partial = partials + (group * tasks.count + task) * stride + channel;
-        const double delta = partial[0] - mean;
+        const int64_t origin = group * call.rows + tasks.first_row(task);
+        const double start = to_float(
+            static_cast<const T*>(call.x)[origin * call.channels + channel]);
+        const double delta = start + partial[0] - mean;
         m2 += partial[width] + delta * delta * (seen * rows / (seen + rows));
         mean += delta * (rows / (seen + rows));
         seen += rows;

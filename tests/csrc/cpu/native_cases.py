@@ -63,10 +63,14 @@ convolutions = st.builds(
 ).filter(lambda case: case.possible)
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor in the kernels' memory format: channels_last where there are four dimensions."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
 def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Standard normal numbers, dense channels_last where there are four dimensions."""
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    return drawn.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else drawn
+    """Standard normal numbers, dense."""
+    return dense(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
 def activated(z: Tensor, activation: str) -> Tensor:

@@ -16,6 +16,7 @@ from native_cases import (
     activated,
     activation_bound,
     channels,
+    dense,
     normal,
 )
 from tolerances import assert_within, epsilon
@@ -88,7 +89,7 @@ def test_batch_norm_act_is_exact_up_to_rounding(
     z_bound = normal_bound * weight_size + 4 * U * (z.abs().detach() + bias_size)
     # Where z may lie on either side of a kink, the derivative is not determined: no gradient there.
     kink = (z.detach().abs() <= z_bound).reshape(x.shape)
-    grad_y = grad_y.masked_fill(kink, 0.0).contiguous(memory_format=torch.channels_last)
+    grad_y = dense(grad_y.masked_fill(kink, 0.0))
     y = activated(z, activation)
 
     if training:
@@ -160,7 +161,7 @@ def test_bias_act_is_exact_up_to_rounding(level, shape, dtype, activation, has_b
     shift = 0.0 if bias is None else bias.double().view(1, -1, *(1,) * (len(shape) - 2))
     z = (x.double() + shift).requires_grad_()
     z_bound = U * (z.detach().abs() + (0.0 if bias is None else shift.abs()))
-    grad_y = grad_y.masked_fill(z.detach().abs() <= z_bound, 0.0)
+    grad_y = dense(grad_y.masked_fill(z.detach().abs() <= z_bound, 0.0))
     y = activated(z, activation)
     call = {"activation": activation, "negative_slope": SLOPE}
     got = native_kernels.bias_act_forward(x, bias, **call)
@@ -182,7 +183,7 @@ def test_bias_act_is_exact_up_to_rounding(level, shape, dtype, activation, has_b
 def test_statistics_of_a_large_offset_keep_their_digits(level) -> None:
     """E[x^2] - E[x]^2 would leave nothing of this variance."""
     x = (normal((8, 20, 16, 16), torch.float64, 1) + 4096.0).float()
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = dense(x)
     _, _, invstd = native_kernels.forward_training(
         x, None, None, None, None, momentum=MOMENTUM, eps=EPS,
         activation="identity", negative_slope=SLOPE, stat_groups=1,
