@@ -18,7 +18,7 @@ big side, over one share of the pixels:
 Columns may span several taps: 3 image channels x 16 taps fill 48 columns of one tile. Where the
 small side has at most 16 channels, SWAP computes the transpose, so that the long side is the one
 that fills the matrix unit's rows. Several splits write float32 partial sums, which a second kernel
-adds in the order of the pixels: no atomics, the same bits on every run.
+adds in a fixed order: no atomics, the same bits on every run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from fastgan.kernels.conv_launch import (
 from fastgan.kernels.conv_tile import multiply_accumulate
 from fastgan.kernels.conv_tuning import Configuration, Problem, chip_of, estimate, select
 
-REDUCE_BLOCK = 1024
+# Elements that one program of the reduction reads at once.
+REDUCE_TILE = 4096
 
 
 @triton.jit
@@ -134,17 +135,27 @@ def wgrad_reduce_kernel(
     weight_ptr,  # [size], written
     size,
     splits,
-    BLOCK: tl.constexpr,
-):
-    # Grid: blocks of BLOCK elements; the last is masked. Splits are added first to last.
+    BLOCK_SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # Grid: blocks of BLOCK elements; the last is masked. Small weights come from many splits, so
+    # a program reads BLOCK_SPLITS of them at once; the order of the additions depends on nothing
+    # but the shape.
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offset < size
-    total = tl.zeros((BLOCK,), tl.float32)
-    partial_ptrs = partial_ptr + offset
-    for _ in range(splits):
+    split = tl.arange(0, BLOCK_SPLITS)
+    partial_ptrs = partial_ptr + split.to(tl.int64)[:, None] * size + offset[None, :]
+    total = tl.zeros((BLOCK_SPLITS, BLOCK), tl.float32)
+    for first in range(0, splits, BLOCK_SPLITS):
+        mask = (first + split < splits)[:, None] & (offset < size)[None, :]
         total += tl.load(partial_ptrs, mask=mask, other=0.0)
-        partial_ptrs += size
-    tl.store(weight_ptr + offset, total.to(weight_ptr.dtype.element_ty), mask=mask)
+        partial_ptrs += tl.full((), BLOCK_SPLITS, tl.int64) * size
+    weight = tl.sum(total, axis=0).to(weight_ptr.dtype.element_ty)
+    tl.store(weight_ptr + offset, weight, mask=offset < size)
+
+
+def reduce_block(splits: int) -> tuple[int, int]:
+    """BLOCK_SPLITS and BLOCK: as many splits at once as there are, up to 32."""
+    block_splits = min(32, triton.next_power_of_2(splits))
+    return block_splits, REDUCE_TILE // block_splits
 
 
 def launch_wgrad(
@@ -208,9 +219,11 @@ def launch_wgrad(
             num_warps=c.warps, num_stages=c.stages,
         )  # fmt: skip
         if splits > 1:
-            wgrad_reduce_kernel[(triton.cdiv(weight.numel(), REDUCE_BLOCK),)](
-                target, weight, weight.numel(), splits, BLOCK=REDUCE_BLOCK, num_warps=4
-            )
+            block_splits, block = reduce_block(splits)
+            wgrad_reduce_kernel[(triton.cdiv(weight.numel(), block),)](
+                target, weight, weight.numel(), splits,
+                BLOCK_SPLITS=block_splits, BLOCK=block, num_warps=4,
+            )  # fmt: skip
 
     with device_guard(big):
         run(select(problem, big.device, run))
@@ -245,17 +258,18 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
             width = 4 if arithmetic == "tf32" else 16
             yield variant(arithmetic, tile, SWAP=tile.columns < 32, load_bytes=width)
     yield variant(*tiles[0], SWAP=False, half="fp16", wide=True)
-    for result in ("bf16", "fp32"):
+    for result, splits in (("bf16", 4), ("fp32", 32)):
+        block_splits, block = reduce_block(splits)
         yield KernelVariant(
             kernel=wgrad_reduce_kernel,
-            name=f"wgrad_reduce[{result}]",
+            name=f"wgrad_reduce[{splits} splits, {result}]",
             signature={
                 "partial_ptr": "*fp32",
                 "weight_ptr": f"*{result}",
                 "size": "i32:16",
                 "splits": "i32",
             },
-            constants={"BLOCK": REDUCE_BLOCK},
+            constants={"BLOCK_SPLITS": block_splits, "BLOCK": block},
             num_warps=4,
             num_stages=3,
             architectures=(architecture,),
