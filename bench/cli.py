@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.resources import main as resources_main
 from fastgan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -398,3 +399,70 @@ def compare(
         console.print(changes_table(changes, everything))
     counts = Counter(change.verdict for change in changes)
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+
+
+@app.command("gpu-check")
+def gpu_check(
+    device: DeviceOption = "auto",
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="The file, rewritten as results come (default: gpu-check.json)."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="For all that measures; build and tests come besides.")
+    ] = 8.0,
+    only: Annotated[list[str] | None, typer.Option(help="Only this part; repeat for more.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Not this part; repeat for more.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Walk through every part at tiny sizes; no GPU needed."),
+    ] = False,
+    tests: Annotated[str, typer.Option(help="What the part tests hands to pytest.")] = "tests",
+) -> None:
+    """Everything that only a GPU can tell: one command, one JSON file.
+
+    Parts, in order: build, tests (`pytest -m gpu`), correctness (every implementation against
+    float64), step, ops (cuDNN's passes too), memory, overhead, step-compiled, ops-compiled (with
+    torch.compile). Each runs in a process of its own with a limit of its own, and rows are
+    written as they come: a part that fails or hangs costs only itself.
+
+    `python -m bench gpu-check --json bench/results/`
+    """
+    from bench.gpu_check import NAMES, CheckOptions, run_gpu_check
+    from bench.results import PART, Results, capture_environment
+    from bench.tables import bench_console, show
+
+    target = prepare_device(device)
+    if target.type != "cuda" and not dry_run:
+        raise ConfigError(
+            "gpu-check needs a CUDA device, and this machine offers none: "
+            "--dry-run walks through it on the CPU"
+        )
+    for name in (*(only or ()), *(skip or ())):
+        require_choice("part", name, NAMES)
+    path = json or Path("gpu-check.json")
+    if path.is_dir():
+        path = path / Results("gpu-check", capture_environment(target, 0)).default_name
+    options = CheckOptions(
+        device=target,
+        file=path,
+        minutes=minutes,
+        parts=tuple(
+            name for name in NAMES if (not only or name in only) and name not in (skip or ())
+        ),
+        tiny=dry_run,
+        tests=tests,
+    )
+    results = run_gpu_check(options, report_line)
+    console = bench_console()
+    show(results, console)
+    for row in results.rows:
+        if row.case == PART:
+            line = f"part {row.provider}: {row.status}, {row.median:.0f} s. {row.message}"
+            console.print(line, highlight=False, markup=False)
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+app.command("resources")(resources_main)

@@ -36,6 +36,7 @@ class FastganProvider:
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
+        self._built: tuple[Workload, Trainer] | None = None
 
     def trainer(self, workload: Workload) -> Trainer:
         """A trainer at the workload's initial weights, its averaged generator switched off."""
@@ -67,6 +68,7 @@ class FastganProvider:
     def record(self, workload: Workload) -> StepRecord:
         """One step from the initial weights; the trainer draws `workload.latents()` by itself."""
         trainer = self.trainer(workload)
+        self._built = workload, trainer
         state = trainer.state
         before = named_parameters(state.generator, state.discriminator)
         metrics = trainer.step(workload.images())
@@ -79,8 +81,10 @@ class FastganProvider:
         )
 
     def program(self, workload: Workload) -> Callable[[], object]:
-        """One call, one step."""
-        trainer = self.trainer(workload)
+        """One call, one step, of the trainer that `record` has built if there is one."""
+        if self._built is None or self._built[0] != workload:
+            self._built = workload, self.trainer(workload)
+        trainer = self._built[1]
         images = workload.images().contiguous(memory_format=torch.channels_last)
         if self.precision == "fp32":
             images = workload.images()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -101,53 +101,45 @@ def tasks(options: OpsOptions) -> Iterator[Task]:
                     yield task
 
 
-def run_ops(
-    options: OpsOptions,
-    report: Callable[[str], None] = print,
-    skip: Callable[[str], bool] = lambda _: False,
-    begun: Callable[[str], None] = lambda _: None,
-    finished: Callable[[Results, str], None] = lambda _results, _name: None,
-) -> Results:
-    """Measure the grid.
-
-    Args:
-        options: what to measure.
-        report: takes a line for each case.
-        skip: whether to pass over the case of this name.
-        begun: called with a case's name before it is built.
-        finished: called with the results so far and the case's name after it.
-
-    A case that raises outside of its providers (no memory for its inputs, say) gives one ERROR
-    row, and the run goes on.
-    """
+def run_ops(options: OpsOptions, report: Callable[[str], None] = print) -> Results:
+    """Measure the grid; `report` takes a line for each case."""
     results = Results("ops", capture_environment(options.device, options.seed))
     if options.timed:
         report("measuring the ceilings: a large copy, large matrix products")
         results.ceilings = measure_ceilings(options.device, tiny=options.tiny)
     for task in tasks(options):
-        if skip(task.name):
-            continue
         report(task.name)
-        begun(task.name)
-        try:
-            for subject, ways in task.build():
-                directions = [name for name in options.directions if name in subject.work]
-                results.rows += measure_subject(
-                    subject,
-                    ways,
-                    results.ceilings,
-                    seconds=options.seconds,
-                    directions=directions,
-                    timed=options.timed,
-                )
-        except Exception as error:
-            results.rows.append(
-                Row(case=task.name, provider="all", status=ERROR, message=first_line(error))
-            )
-        if options.compiled:
-            torch.compiler.reset()
-        finished(results, task.name)
+        results.rows += run_task(task, options, results.ceilings)
     return results
+
+
+def run_task(
+    task: Task,
+    options: OpsOptions,
+    ceilings: dict[str, float],
+    exclude: Container[str] = (),
+) -> list[Row]:
+    """Measure one task, without the providers in `exclude`.
+
+    A task that raises outside of its providers (no memory for its inputs, say) gives one ERROR
+    row, so that a run goes on.
+    """
+    rows = []
+    try:
+        for subject, ways in task.build():
+            rows += measure_subject(
+                subject,
+                [way for way in ways if way.name not in exclude],
+                ceilings,
+                seconds=options.seconds,
+                directions=[name for name in options.directions if name in subject.work],
+                timed=options.timed,
+            )
+    except Exception as error:
+        rows.append(Row(task.name, "all", status=ERROR, message=first_line(error)))
+    if options.compiled:
+        torch.compiler.reset()
+    return rows
 
 
 def _tasks_at(options: OpsOptions, batch: int, precision: str) -> Iterator[Task]:

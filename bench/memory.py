@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,13 @@ import torch
 from bench.baselines import Workload
 from bench.method import first_line, interquartile_range
 from bench.results import ERROR, ROOT, Results, Row, capture_environment
-from bench.step import BaselineProvider, StepOptions, StepProvider, all_providers
+from bench.step import (
+    BaselineProvider,
+    StepOptions,
+    StepProvider,
+    all_providers,
+    step_cases,
+)
 
 STEPS = 3
 REPEATS = 3
@@ -65,51 +70,62 @@ def peak_of_step(provider: StepProvider, workload: Workload) -> int:
 
 
 def run_memory(options: StepOptions, report: Callable[[str], None] = print) -> Results:
-    """Measure every provider's peak in every case; the ratio is baseline ÷ provider."""
+    """Measure every provider's peak in every case."""
     results = Results("memory", capture_environment(options.device, options.seed))
-    for size, precision, batch in itertools.product(
-        options.image_sizes, options.precisions, options.batch_sizes
-    ):
-        rows = []
-        for provider in providers_of(options, precision):
-            title = f"{size}×{size} {precision} batch {batch}"
-            report(f"{title}: {provider.name}, {REPEATS} fresh processes")
-            row = Row(
-                case=f"DCGAN step {size}×{size}, peak",
-                provider=provider.name,
-                direction="step",
-                shape=f"batch {batch}",
-                dtype="bfloat16" if precision == "bf16" else "float32",
-                unit="B",
-            )
-            request = {
-                "device": str(options.device),
-                "image_size": size,
-                "batch_size": batch,
-                "precision": precision,
-                "provider": provider.name,
-                "seed": options.seed,
-                "width": options.width,
-                "threads": torch.get_num_threads(),
-            }
-            try:
-                peaks = [_in_fresh_process(request) for _ in range(REPEATS)]
-            except Exception as error:
-                rows.append(dataclasses.replace(row, status=ERROR, message=first_line(error)))
-                continue
-            rows.append(
-                dataclasses.replace(
-                    row,
-                    median=statistics.median(peaks),
-                    spread=interquartile_range(peaks),
-                    samples=len(peaks),
-                )
-            )
-        results.rows += with_ratios(rows, {"fastgan"})
+    for workload, precision in step_cases(options):
+        providers = providers_of(options, precision)
+        results.rows += memory_rows(workload, precision, providers, report=report)
     return results
 
 
-def with_ratios(rows: list[Row], ours: set[str]) -> list[Row]:
+def memory_rows(
+    workload: Workload,
+    precision: str,
+    providers: Sequence[StepProvider],
+    repeats: int = REPEATS,
+    report: Callable[[str], None] = print,
+) -> list[Row]:
+    """Every provider's peak in one case, from `repeats` processes each.
+
+    The ratio is that of the smallest baseline's peak to the provider's.
+    """
+    size = workload.image_size
+    rows = []
+    for provider in providers:
+        title = f"{size}×{size} {precision} batch {workload.batch_size}"
+        report(f"{title}: {provider.name}, {repeats} fresh processes")
+        row = Row(
+            case=f"DCGAN step {size}×{size}, peak",
+            provider=provider.name,
+            direction="step",
+            shape=f"batch {workload.batch_size}",
+            dtype="bfloat16" if precision == "bf16" else "float32",
+            unit="B",
+        )
+        request = {
+            **dataclasses.asdict(workload),
+            "device": str(workload.device),
+            "precision": precision,
+            "provider": provider.name,
+            "threads": torch.get_num_threads(),
+        }
+        try:
+            peaks = [_in_fresh_process(request) for _ in range(repeats)]
+        except Exception as error:
+            rows.append(dataclasses.replace(row, status=ERROR, message=first_line(error)))
+            continue
+        rows.append(
+            dataclasses.replace(
+                row,
+                median=statistics.median(peaks),
+                spread=interquartile_range(peaks),
+                samples=len(peaks),
+            )
+        )
+    return _with_ratios(rows, {provider.name for provider in providers if provider.ours})
+
+
+def _with_ratios(rows: list[Row], ours: set[str]) -> list[Row]:
     """Rows of one case with the ratio of their medians to the smallest baseline's."""
     baselines = [row for row in rows if row.provider not in ours and row.median]
     if not baselines:

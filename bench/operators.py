@@ -110,7 +110,7 @@ def convolution(
     layer: ConvLayer, batch: int, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> Subject:
     """`conv2d` or `conv_transpose2d` on a layer, without bias as in DCGAN."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
     x = _normal((batch, layer.in_channels, *layer.in_size), dtype, device, random)
     y = _normal((batch, layer.out_channels, *layer.out_size), dtype, device, random)
     weight = _normal(layer.weight_shape, dtype, device, random, 1 / math.sqrt(layer.fan_in))
@@ -147,7 +147,7 @@ def batch_norm_act(
     layer: MapLayer, batch: int, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> Subject:
     """`batch_norm_act` in training: float32 parameters and statistics, as under autocast."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
     shape = (batch, layer.channels, *layer.size)
     single = torch.float32
     x = _normal(shape, dtype, device, random)
@@ -206,7 +206,7 @@ def bias_act(
     layer: MapLayer, batch: int, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> Subject:
     """`bias_act`: a bias a channel, then the activation."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
     shape = (batch, layer.channels, *layer.size)
     x = _normal(shape, dtype, device, random)
     bias = _normal((layer.channels,), dtype, device, random, 0.2)
@@ -238,7 +238,7 @@ def adversarial_loss(
     which: str, batch: int, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> Subject:
     """`discriminator_loss` or `generator_loss`, non-saturating, with the logged means."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
     both = which == "discriminator_loss"
     names = ("real_logits", "fake_logits") if both else ("fake_logits",)
     inputs = {name: _normal((batch,), dtype, device, random) for name in names}
@@ -281,9 +281,9 @@ def binary_cross_entropy(
     batch: int, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> Subject:
     """`binary_cross_entropy` on probabilities, torch's clamp of log included."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
     probability = _normal((batch,), torch.float32, device, random).sigmoid().to(dtype)
-    target = (torch.rand(batch, generator=random) > 0.5).to(device, dtype)
+    target = (torch.rand(batch, generator=random, device=device) > 0.5).to(dtype)
     size = float(batch * SIZE[_name(dtype)])
     return Subject(
         operator="binary_cross_entropy",
@@ -313,7 +313,8 @@ def _away_from_kink(upstream: Tensor, before: Tensor, activation: str) -> Tensor
     if activation in ("relu", "leaky_relu"):
         margin = 8 * torch.finfo(upstream.dtype).eps
         upstream = upstream.masked_fill(before.abs() < margin, 0.0)
-    return upstream
+    # masked_fill takes the layout of the mask, which broadcasting may have made contiguous.
+    return upstream.contiguous(memory_format=torch.channels_last)
 
 
 def _normal(
@@ -323,8 +324,8 @@ def _normal(
     random: torch.Generator,
     scale: float = 1.0,
 ) -> Tensor:
-    """Normal numbers, drawn on the CPU (the same on every device), channels_last if 4D."""
-    values = (torch.randn(shape, generator=random) * scale).to(device, dtype)
+    """Normal numbers, channels_last if 4D."""
+    values = (torch.randn(shape, generator=random, device=device) * scale).to(dtype)
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 

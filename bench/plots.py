@@ -218,7 +218,7 @@ def _ratio_bars(plt: Any, results: Results) -> Any:
         axes.set_xscale("log", base=2)
         ticks = [2.0**power for power in range(-12, 13) if 1 / reach <= 2.0**power <= reach]
         axes.set_xlim(1 / (1.25 * reach), 1.25 * reach)
-        axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
         axes.set_yticks(
             range(len(mine)), [case_words(row).split(" fwd+bwd")[0] for row in mine], fontsize=7
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.plots import plot_name, plots_of
-from bench.results import OK, RESULTS, Environment, Results, Row
+from bench.results import CORRECTNESS, OK, RESULTS, Environment, Results, Row
 from bench.tables import format_spread, format_value, three_digits
 from fastgan.errors import ConfigError
 
@@ -28,7 +28,7 @@ _BLOCK = re.compile(
 
 
 def render(text: str, results: Sequence[Results]) -> str:
-    """`text` with the body of every block replaced.
+    """`text` with the body of every block replaced; without results, `text` as it is.
 
     Raises:
         ConfigError: a block has a name that no table has, or is not closed.
@@ -42,6 +42,8 @@ def render(text: str, results: Sequence[Results]) -> str:
         if name not in (EVERYTHING, *BLOCKS):
             allowed = ", ".join((EVERYTHING, *BLOCKS))
             raise ConfigError(f"README has a block bench:begin {name}, but blocks are {allowed}")
+    if not results:
+        return text
     return _BLOCK.sub(
         lambda match: f"{match['begin']}{block(match['name'], results)}\n{match['end']}", text
     )
@@ -119,6 +121,7 @@ def _operator_table(results: Results) -> list[str]:
         if row.provider == "fastgan"
         and row.direction in ("forward", "forward+backward")
         and not row.case.endswith("one call")
+        and not row.case.startswith(CORRECTNESS)
     ]
     if not rows:
         return []

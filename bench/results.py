@@ -24,7 +24,11 @@ from fastgan.errors import ConfigError
 FORMAT = 1
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-OK, FAILED, ERROR, SKIPPED = "ok", "FAILED", "ERROR", "skipped"
+OK, FAILED, ERROR = "ok", "FAILED", "ERROR"
+# What the case of a row begins with that tells of correctness alone (gpu-check's).
+CORRECTNESS = "correct: "
+# The case of the rows that say how each part of gpu-check went.
+PART = "gpu-check part"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Row:
         case: what was done, readable; with `direction`, `shape`, `dtype` and `provider` it is
             the row's identity.
         status: "ok"; "FAILED" (the result was wrong: never timed into a ratio); "ERROR" (it
-            raised); "skipped" (it cannot serve the case). `message` says why.
+            raised). `message` says why.
         median, spread: of `unit`, over `samples` samples; the spread is the interquartile range.
         ratio: how many times better than `baseline`, the best baseline that passed; above 1 is
             better, whatever the unit. `ratio_spread` is the interquartile range over rounds.

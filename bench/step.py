@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,14 +74,14 @@ class StepProvider(Protocol):
     implementation: str
 
     def record(self, workload: Workload) -> StepRecord:
-        """One step from the initial weights, in a program of its own."""
+        """One step from the initial weights."""
 
     def program(self, workload: Workload) -> Callable[[], object]:
         """What is timed: one call, one step."""
 
 
 class BaselineProvider:
-    """A recipe of bench/baselines.py."""
+    """A recipe of bench/baselines.py; `program` goes on with what `record` has built."""
 
     ours = False
     implementation = ""
@@ -88,14 +89,18 @@ class BaselineProvider:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.name = recipe, recipe.name
         self.precision = recipe.precision
+        self._built: PlainStep | None = None
 
     def record(self, workload: Workload) -> StepRecord:
         """One step of a fresh program on the workload's latents."""
-        return PlainStep(self.recipe, workload).record(workload.latents())
+        self._built = PlainStep(self.recipe, workload)
+        return self._built.record(workload.latents())
 
     def program(self, workload: Workload) -> Callable[[], object]:
         """One call, one step; a graph's replay where the recipe captures."""
-        return PlainStep(self.recipe, workload).program()
+        if self._built is None or self._built.workload != workload:
+            self._built = PlainStep(self.recipe, workload)
+        return self._built.program()
 
 
 def all_providers(options: StepOptions, precision: str) -> list[StepProvider]:
@@ -109,7 +114,6 @@ def run_step(
     options: StepOptions,
     report: Report = print,
     providers: Callable[[StepOptions, str], Sequence[StepProvider]] = all_providers,
-    finished: Callable[[Results], None] = lambda _: None,
 ) -> Results:
     """Measure the step at every image size, precision and batch size.
 
@@ -117,54 +121,65 @@ def run_step(
         options: what to measure.
         report: takes a line for each thing begun.
         providers: what to compare at a precision.
-        finished: called with the results so far after every case.
     """
     for precision in options.precisions:
         options.baselines(precision)  # a misspelt name must not wait for the first measurement
     results = Results("step", capture_environment(options.device, options.seed))
     report("measuring the ceilings: a large copy, large matrix products")
     results.ceilings = measure_ceilings(options.device, tiny=options.tiny)
+    for workload, precision in step_cases(options):
+        chosen = providers(options, precision)
+        results.rows += step_rows(
+            workload, precision, chosen, options.seconds, results.ceilings, report
+        )
+    return results
+
+
+def step_cases(options: StepOptions) -> Iterator[tuple[Workload, str]]:
+    """The workloads to measure, each with its precision."""
     for size, precision, batch in itertools.product(
         options.image_sizes, options.precisions, options.batch_sizes
     ):
-        workload = Workload(size, batch, options.device, options.seed, options.width)
-        results.rows += step_rows(
-            workload, precision, providers(options, precision), options, results.ceilings, report
-        )
-        finished(results)
-    return results
+        yield Workload(size, batch, options.device, options.seed, options.width), precision
 
 
 def step_rows(
     workload: Workload,
     precision: str,
     providers: Sequence[StepProvider],
-    options: StepOptions,
+    seconds: float,
     ceilings: dict[str, float],
     report: Report = print,
 ) -> list[Row]:
-    """Gate and race the providers on one workload."""
+    """Gate the providers on one workload, then race them for `seconds`."""
     batch, size = workload.batch_size, workload.image_size
     title = f"{size}×{size} {precision} batch {batch}"
     report(f"{title}: one step in float64")
     exact = ExactStep(workload)
-    entries, contestants = [], []
+    entries = []
     for provider in providers:
-        report(f"{title}: preparing {provider.name}")
+        report(f"{title}: the first step of {provider.name}")
         verdict: Verdict | None = None
         failure = ""
         try:
             verdict = judge_step(exact, provider.record(workload), provider.precision)
-            if verdict.passed:
-                contestants.append(Contestant(provider.name, provider.program(workload)))
         except Exception as error:
             failure = first_line(error)
         entries.append(
             Entry(provider.name, provider.ours, verdict, failure, provider.implementation)
         )
     del exact
-    report(f"{title}: {len(contestants)} providers in turns for {options.seconds:.0f} s")
-    timings = race(contestants, workload.device, seconds=options.seconds)
+    if workload.device.type == "cuda":
+        torch.cuda.empty_cache()
+    contestants = []
+    for index, (provider, entry) in enumerate(zip(providers, entries, strict=True)):
+        if entry.may_race:
+            try:
+                contestants.append(Contestant(provider.name, provider.program(workload)))
+            except Exception as error:
+                entries[index] = dataclasses.replace(entry, failure=first_line(error))
+    report(f"{title}: {len(contestants)} providers in turns for {seconds:.0f} s")
+    timings = race(contestants, workload.device, seconds=seconds)
     dtype = "bfloat16" if precision == "bf16" else "float32"
     template = Row(
         case=f"DCGAN step {size}×{size}",

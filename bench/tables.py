@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.ceilings import describe_ceilings
-from bench.results import OK, Environment, Results, Row
+from bench.results import CORRECTNESS, OK, PART, Environment, Results, Row
 
 WIDTH = 120
 
@@ -81,13 +81,19 @@ def show(results: Results, console: Console) -> None:
         console.print(
             f"ceilings: {describe_ceilings(results.ceilings)}", highlight=False, style="dim"
         )
-    console.print(rows_table(results.rows, f"bench {results.suite}"))
+    correct = [row for row in results.rows if row.case.startswith(CORRECTNESS)]
+    if correct:
+        good = sum(row.status == OK for row in correct)
+        console.print(f"correctness: {good} of {len(correct)} results agree with float64")
+    timed = [
+        row for row in results.rows if not row.case.startswith(CORRECTNESS) and row.case != PART
+    ]
+    console.print(rows_table(timed, f"bench {results.suite}"))
     for row in results.rows:
         if row.status != OK:
-            style = "yellow" if row.status == "skipped" else "red"
             where = " ".join(filter(None, (row.case, row.direction, row.dtype)))
             console.print(
-                Text(f"{row.status}: {row.provider}, {where}: {row.message}", style=style)
+                Text(f"{row.status}: {row.provider}, {where}: {row.message}", style="red")
             )
     for note in results.notes:
         console.print(Text(note, style="yellow"))
