@@ -87,7 +87,7 @@ class PackedWeights:
 
     def __init__(self, weights: Iterable[Tensor], dtype: torch.dtype) -> None:
         self._weights = [weight for weight in weights if weight.dim() == 4]
-        self._copies = [
+        self.copies = [
             torch.empty_like(weight, dtype=dtype, memory_format=torch.channels_last).detach()
             for weight in self._weights
         ]
@@ -98,13 +98,13 @@ class PackedWeights:
         """Rewrite the copies from the weights as they are now; the addresses stay."""
         if not self._weights:
             return
-        torch._foreach_copy_(self._copies, [weight.detach() for weight in self._weights])
-        for weight, copy in zip(self._weights, self._copies, strict=True):
+        torch._foreach_copy_(self.copies, [weight.detach() for weight in self._weights])
+        for weight, copy in zip(self._weights, self.copies, strict=True):
             _kept[id(weight)] = _Copy(weakref.ref(weight), copy, _state(weight))
 
     def close(self) -> None:
         """Let the operators pack for themselves again."""
-        for weight, copy in zip(self._weights, self._copies, strict=True):
+        for weight, copy in zip(self._weights, self.copies, strict=True):
             kept = _kept.get(id(weight))
             if kept is not None and kept.copy is copy:
                 del _kept[id(weight)]

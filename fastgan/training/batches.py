@@ -18,9 +18,23 @@ from torch import Tensor
 from fastgan.data import BatchIndices, PackedImages
 from fastgan.training.config import TrainConfig
 
+# The share of a GPU's free memory that a resident data set may take.
+RESIDENT_SHARE = 0.5
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    """Whether a GPU can hold `size` bytes of images; a CPU has them in its memory map already."""
+    if device.type != "cuda":
+        return False
+    return size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
 
 class Batches:
-    """The uint8 images of every step: [D steps * batch, C, H, W], channels_last strides.
+    """What every step trains on.
+
+    `resident` is the whole data set on the device, uint8 [count, H, W, C], where it is placed
+    there (`placement`: "auto" does so on a GPU that has room); then a step's batch is its indices,
+    int64 [D steps * batch]. Else it is the images, uint8 [D steps * batch, C, H, W], channels_last.
 
     Raises `DataError` where the batch is larger than the data set.
     """
@@ -30,12 +44,19 @@ class Batches:
         self.order = BatchIndices(len(data), config.batch_size, config.seed)
         self.parts = config.discriminator_steps
         self.pinned = device.type == "cuda"
+        self.placement = config.data_placement
+        if self.placement == "auto":
+            self.placement = "resident" if _has_room(device, data.pixels.nbytes) else "prefetch"
+        self.resident: Tensor | None = None
+        if self.placement == "resident":
+            self.resident = data.resident(device).permute(0, 2, 3, 1)
 
     def of_step(self, step: int) -> Tensor:
-        """The images that `step` (from 0) trains on, read now."""
+        """The images that `step` (from 0) trains on, read now, or their indices."""
         first = step * self.parts
-        indices = [self.order.indices(first + part) for part in range(self.parts)]
-        batch = self.data.batch(np.concatenate(indices))
+        indices = np.concatenate([self.order.indices(first + i) for i in range(self.parts)])
+        resident = self.resident is not None
+        batch = torch.from_numpy(indices) if resident else self.data.batch(indices)
         return batch.pin_memory() if self.pinned else batch
 
     @contextmanager

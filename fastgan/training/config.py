@@ -104,7 +104,19 @@ class TrainConfig:
     ema_ramp_up: float = _setting(
         0.05, "Bounds the half-life by this share of the images seen so far", above=0.0
     )
+    r1_gamma: float = _setting(
+        0.0, "Weight of the R1 penalty on real images in D's loss (0: none)", at_least=0.0
+    )
+    r1_every: int = _setting(
+        1, "Steps from one R1 penalty to the next, which weighs that much more", at_least=1
+    )
+    clip_gradients: float = _setting(
+        0.0, "Bound on the norm of a network's gradients (0: none)", at_least=0.0
+    )
     batch_size: int = _setting(64, "Images in a step", at_least=2)
+    accumulate: int = _setting(
+        1, "Parts of a batch, each with batch statistics of its own, to save memory", at_least=1
+    )
     precision: str = _setting(
         "fp32",
         "Arithmetic: fp32, or bf16 (autocast to bfloat16, channels_last: faster)",
@@ -112,6 +124,25 @@ class TrainConfig:
     )
     seed: int = _setting(
         0, "Everything random is a function of this number", at_least=0, at_most=2**63 - 1
+    )
+
+    one_pass: str = _setting(
+        "auto",
+        "Run D on real and generated images as one batch: on, off, or auto (on a GPU, where it is"
+        " faster; equal up to rounding)",
+        choices=("auto", "on", "off"),
+    )
+    cast_once: bool = _setting(
+        True, "In bf16, cast each weight once an update instead of at each use", resumable=True
+    )
+    capture: bool = _setting(
+        True, "On a GPU, replay the step as one CUDA graph (same results, faster)", resumable=True
+    )
+    data_placement: str = _setting(
+        "auto",
+        "Where images wait: resident (on the device), prefetch (from the packed file), or auto",
+        choices=("auto", "resident", "prefetch"),
+        resumable=True,
     )
 
     steps: int = _setting(2000, "Steps to train in all", at_least=1, resumable=True)
@@ -143,6 +174,11 @@ class TrainConfig:
         object.__setattr__(self, "betas", _betas(self.betas))
         for field in fields(self):
             _check(field, getattr(self, field.name))
+        if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
+            raise ConfigError(
+                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}"
+                " into parts of two images or more"
+            )
         _preset_settings(self.preset)
         AdversarialLoss.of(self)
 

@@ -54,7 +54,7 @@ def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
             )
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
     axes.set_xlabel("step")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from rich.console import Console
-from torch import Tensor
 
 from fastgan.errors import RunError
 from fastgan.training.batches import Batches
@@ -22,10 +20,10 @@ from fastgan.training.checkpoint import save_checkpoint
 from fastgan.training.config import TrainConfig
 from fastgan.training.curves import TensorBoard, can_draw, draw_curves
 from fastgan.training.interruption import stopping_on_signals
-from fastgan.training.metric_ring import MetricRing
 from fastgan.training.progress import TrainingProgress
 from fastgan.training.randomness import latents
 from fastgan.training.run_folder import RunFolder, replace_file
+from fastgan.training.runner import StepRunner
 from fastgan.training.samples import generate, image_grid, png_bytes
 from fastgan.training.state import TrainingState
 from fastgan.training.step import METRICS
@@ -38,13 +36,13 @@ _SECONDS_BETWEEN_READINGS = 2.0
 
 @dataclass
 class TrainingLoop:
-    """One call of `Trainer.fit`: `step` trains `state` on a batch, the rest goes to `run`."""
+    """One call of `Trainer.fit`: `runner` makes the steps, what they leave goes to `run`."""
 
     config: TrainConfig
     state: TrainingState
     run: RunFolder
     batches: Batches
-    step: Callable[[Tensor], dict[str, Tensor]]
+    runner: StepRunner
     data_digest: str
     board: TensorBoard | None = field(default=None, init=False)
 
@@ -55,22 +53,21 @@ class TrainingLoop:
             run.truncate_metrics(state.step)
             if config.tensorboard:
                 self.board = TensorBoard(run.tensorboard, state.step)
-            ring = MetricRing(METRICS, config.log_every, state.device)
             read_step, read_at = state.step, time.monotonic()
             with (
                 TrainingProgress(console, config, state.step) as progress,
                 self.batches.ahead(state.step, config.steps) as batches,
             ):
                 for real in batches:
-                    metrics = self.step(real)
-                    ring.write([metrics[name] for name in METRICS])
+                    self.runner.run(real)
                     progress.advance(state.step)
                     ending = stop.asked or state.step == config.steps
                     sampling = ending or state.step % config.sample_every == 0
                     saving = ending or state.step % config.checkpoint_every == 0
                     reading = sampling or saving or state.step % config.log_every == 0
                     if reading or time.monotonic() - read_at > _SECONDS_BETWEEN_READINGS:
-                        self._read_metrics(ring.read(state.step - read_step), progress)
+                        rows = self.runner.ring.read(state.step - read_step)
+                        self._read_metrics(rows, progress)
                         read_step, read_at = state.step, time.monotonic()
                     with progress.paused():
                         if saving:

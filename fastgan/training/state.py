@@ -9,31 +9,40 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from fastgan.errors import CheckpointError, ConfigError
 from fastgan.models import build_networks
+from fastgan.nn import accelerate
+from fastgan.ops import PackedWeights
 from fastgan.training.config import TrainConfig
 from fastgan.training.randomness import drawing_from
 
 Parameters = list[nn.Parameter]
 
-# fp32 keeps to the rounding of torch's default Adam, so that a run equals a plain script's; the
-# fused kernel, which rounds once less, serves bf16. RMSprop is Keras's, which the book used.
+# RMSprop is Keras's, which the book used.
 OPTIMISERS: Mapping[str, Callable[[Parameters, float, TrainConfig], torch.optim.Optimizer]] = {
     "adam": lambda parameters, lr, config: torch.optim.Adam(
-        parameters,
-        lr=lr,
-        betas=config.betas,
-        **({"fused": True} if config.precision == "bf16" else {"foreach": True}),
+        parameters, lr=lr, betas=config.betas, **_adam_kernel(parameters, config)
     ),
     "rmsprop": lambda parameters, lr, config: torch.optim.RMSprop(
-        parameters, lr=lr, alpha=0.9, eps=1e-7, foreach=True
+        parameters, lr=lr, alpha=0.9, eps=1e-7, foreach=True, capturable=parameters[0].is_cuda
     ),
 }
+
+
+def _adam_kernel(parameters: Parameters, config: TrainConfig) -> dict[str, bool]:
+    """Which of torch's kernels updates: the fused one, except for float32 on a CPU.
+
+    There the rounding is kept to that of torch's default, so that a run equals a plain script's:
+    the fused kernel rounds once less.
+    """
+    if parameters[0].is_cuda:
+        return {"fused": True, "capturable": True}
+    return {"fused": True} if config.precision == "bf16" else {"foreach": True}
 
 
 @dataclass
@@ -47,6 +56,7 @@ class TrainingState:
     discriminator_optimizer: torch.optim.Optimizer
     device: torch.device
     step: int = 0
+    packed: dict[nn.Module, PackedWeights] = field(default_factory=dict)
 
     @classmethod
     def initial(cls, config: TrainConfig, device: torch.device) -> TrainingState:
@@ -55,7 +65,7 @@ class TrainingState:
             generator, discriminator = _build(config)
         for network in (generator, discriminator):
             network.to(device).to(memory_format=memory_format(config))  # type: ignore[call-overload]
-            network.train()
+            accelerate(network.train())
         averaged = copy.deepcopy(generator).eval().requires_grad_(False)
         optimiser = OPTIMISERS[config.optimiser]
         return cls(
@@ -66,6 +76,21 @@ class TrainingState:
             optimiser(list(discriminator.parameters()), config.discriminator_lr, config),
             device,
         )
+
+    def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of G or of D."""
+        generating = network is self.generator
+        return self.generator_optimizer if generating else self.discriminator_optimizer
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """From now on keep G's and D's weights in kernel layout too, cast once an update."""
+        for network in (self.generator, self.discriminator):
+            self.packed[network] = PackedWeights(network.parameters(), dtype)
+
+    def refresh_packed(self, network: nn.Module) -> None:
+        """Bring the copies up to date with a network's weights, if copies are kept."""
+        if network in self.packed:
+            self.packed[network].refresh()
 
     def networks(self) -> dict[str, nn.Module]:
         """The three networks by the name of their file in a checkpoint."""
@@ -108,6 +133,8 @@ class TrainingState:
             raise CheckpointError(
                 f"optimizers.safetensors holds {min(left)}, which no parameter of this run has"
             )
+        for network in self.packed:
+            self.refresh_packed(network)
         self.step = step
 
     def _optimised(self) -> Iterator[tuple[str, str, nn.Parameter, torch.optim.Optimizer]]:

@@ -6,27 +6,22 @@ its newest checkpoint and ends with the weights, to the bit, of a run that was n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastgan.data import PackedImages, normalise, open_images
+from fastgan.data import PackedImages, open_images
 from fastgan.errors import ConfigError, DataError, RunError
 from fastgan.training.batches import Batches
 from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.config import TrainConfig
 from fastgan.training.curves import require_tensorboard
 from fastgan.training.loop import TrainingLoop
-from fastgan.training.objective import AdversarialLoss
-from fastgan.training.randomness import drawing_from, generator_for, latents
 from fastgan.training.run_folder import RunFolder, next_run_folder
-from fastgan.training.state import TrainingState, find_device, memory_format
-from fastgan.training.step import Step, adversarial_step
+from fastgan.training.runner import StepRunner
+from fastgan.training.state import TrainingState, find_device
 
 
 class Trainer:
@@ -67,11 +62,10 @@ class Trainer:
         self.run = out
         if config.tensorboard:
             require_tensorboard()
-        self.loss = AdversarialLoss.of(config)
         self.device = find_device(config.device)
         self.batches = Batches(data, config, self.device)
         self.state = TrainingState.initial(config, self.device)
-        self._step: Step = adversarial_step
+        self.runner = StepRunner(config, self.state, self.batches.resident)
 
     @classmethod
     def resume(
@@ -127,41 +121,18 @@ class Trainer:
 
         Args:
             real: [D steps * batch, C, H, W]: uint8 as `PackedImages.batch` gives it (flipped if
-                the configuration says so, and normalised here), or float32 in [-1, 1], used as is.
+                the configuration says so, and normalised here), or float32 in [-1, 1], used as is;
+                or int64 [D steps * batch], places in the data set where that is resident.
 
         Returns:
             The metrics of `fastgan.training.step`, 0-dimensional tensors on the device. Nothing
             here waits for the device.
-        """
-        config, state = self.config, self.state
-        images = self._prepare(real)
-        parts = config.discriminator_steps
-        shape = (parts, len(images) // parts, config.latent_dim)
-        z = latents(config.seed, "latents", state.step, shape, self.device)
-        modules = drawing_from(config.seed, "modules", state.step, self.device)
-        with modules, _repeatable(self.device):
-            metrics = self._step(state, config, self.loss, images, z)
-        state.step += 1
-        return metrics
 
-    def _prepare(self, real: Tensor) -> Tensor:
-        """Images on the device, in [-1, 1], in the memory format of the networks."""
-        config = self.config
-        wanted = (config.channels, *config.image_size)
-        parts = config.discriminator_steps
-        if tuple(real.shape[1:]) != wanted or not len(real) or len(real) % parts:
-            raise ConfigError(
-                f"real has shape {tuple(real.shape)}, but must be (N, {wanted[0]}, {wanted[1]},"
-                f" {wanted[2]}) with N a multiple of discriminator_steps={parts}"
-            )
-        real = real.to(self.device, non_blocking=True)
-        if real.dtype == torch.uint8:
-            if config.horizontal_flip:
-                draw = generator_for(config.seed, "flips", self.state.step, self.device)
-                flips = torch.rand(len(real), 1, 1, 1, generator=draw, device=self.device) < 0.5
-                real = torch.where(flips, real.flip(3), real)
-            real = normalise(real)
-        return real.contiguous(memory_format=memory_format(config))
+        Raises:
+            ConfigError: `real` is none of these.
+        """
+        self.runner.run(real)
+        return self.runner.ring.latest()
 
     def fit(self) -> bool:
         """Train up to `config.steps`, writing the run folder.
@@ -173,7 +144,7 @@ class Trainer:
         trains into the folder, or the folder cannot be written.
         """
         loop = TrainingLoop(
-            self.config, self.state, self.run, self.batches, self.step, self.data.digest
+            self.config, self.state, self.run, self.batches, self.runner, self.data.digest
         )
         return loop.run_to_end(self.console)
 
@@ -187,21 +158,6 @@ def open_data(config: TrainConfig) -> PackedImages:
         skip_bad=config.skip_bad,
         upscale=config.upscale,
     )
-
-
-@contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
-    """Within: cuDNN only uses convolutions that give the same bits every time."""
-    if device.type != "cuda":
-        yield
-        return
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _size(image_size: tuple[int, int], channels: int) -> str:

@@ -40,13 +40,13 @@ def fit(out: Path, config: TrainConfig | None, cache: Path, steps: int, pause: f
         config = TrainConfig.from_json(load_json(out / "config.json"), "config.json")
         data = open_images(config.data, 16, cache_dir=cache, progress=False)
         trainer = Trainer.resume(out, data, quiet, steps=steps)
-    inner = trainer._step
+    inner = trainer.runner.run
 
     def slowly(*arguments):
         time.sleep(pause)
         return inner(*arguments)
 
-    trainer._step = slowly
+    trainer.runner.run = slowly
     trainer.fit()
 
 
@@ -206,7 +206,7 @@ def test_sigterm_saves_and_leaves_cleanly(config, straight, cache, tmp_path) -> 
 
 def test_ctrl_c_stops_after_the_step_and_a_second_one_at_once(trainer) -> None:
     one = trainer(steps=1000)
-    inner = one._step
+    inner = one.runner.run
     calls = itertools.count(1)
 
     def interrupted(*arguments):
@@ -214,7 +214,7 @@ def test_ctrl_c_stops_after_the_step_and_a_second_one_at_once(trainer) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments)
 
-    one._step = interrupted
+    one.runner.run = interrupted
     assert one.fit() is False
     assert [path.name for path in list_checkpoints(one.run.checkpoints)] == ["00000003"]
 
@@ -226,7 +226,7 @@ def test_ctrl_c_stops_after_the_step_and_a_second_one_at_once(trainer) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments)
 
-    again._step = interrupted_twice
+    again.runner.run = interrupted_twice
     with pytest.raises(KeyboardInterrupt):
         again.fit()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -175,15 +175,15 @@ def test_run_folders_are_numbered(tmp_path) -> None:
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(trainer) -> None:
     one = trainer(steps=50, checkpoint_every=2, log_every=3)
-    inner = one._step
+    inner, state = one.runner.run, one.state
 
-    def exploding(state, *arguments):
+    def exploding(real):
         if state.step == 7:
             with torch.no_grad():
                 state.discriminator.main[0].weight.fill_(float("nan"))
-        return inner(state, *arguments)
+        inner(real)
 
-    one._step = exploding
+    one.runner.run = exploding
     with pytest.raises(RunError, match=r"diverged: d_real is nan at step 8; .*00000006.*lower"):
         one.fit()
     assert list_checkpoints(one.run.checkpoints)[-1].name == "00000006"
@@ -193,17 +193,16 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(trainer) -
 @pytest.mark.parametrize("what", ["generator", "optimizers"])
 def test_a_checkpoint_that_is_not_finite_is_never_written(trainer, what) -> None:
     one = trainer(steps=2)
-    inner = one._step
+    inner = one.runner.run
 
-    def spoiling(state, *arguments):
-        metrics = inner(state, *arguments)
-        tensors = state.tensors()[what]
+    def spoiling(real):
+        inner(real)
+        tensors = one.state.tensors()[what]
         key = "main.0.weight" if what == "generator" else "generator.main.0.weight.exp_avg"
-        if state.step == 1:
+        if one.state.step == 2:
             tensors[key].view(-1)[3] = float("inf")
-        return metrics
 
-    one._step = spoiling
+    one.runner.run = spoiling
     with pytest.raises(RunError, match="not finite after step 2"):
         one.fit()
     assert list_checkpoints(one.run.checkpoints) == []

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgan.errors import ConfigError
 from fastgan.objectives import OBJECTIVES
 from fastgan.training.randomness import drawing_from, latents, mixed_seed
-from fastgan.training.step import METRICS, average_decay, frozen
+from fastgan.training.step import METRICS, frozen, weight_of_average
 
 
 class NothingWaits(TorchDispatchMode):
@@ -153,9 +153,9 @@ def test_the_average_follows_its_half_life(trainer) -> None:
 
 def test_the_average_is_short_at_the_start_and_off_at_zero(small) -> None:
     config = small(ema_half_life=10_000.0, ema_ramp_up=0.05)
-    assert average_decay(config, 0) < 1e-5
-    assert average_decay(config, 10**6) == pytest.approx(0.5 ** (8 / 10_000))
-    assert average_decay(small(ema_half_life=0.0), 100) == 0.0
+    assert weight_of_average(config, 0) > 1 - 1e-5
+    assert weight_of_average(config, 10**6) == pytest.approx(1 - 0.5 ** (8 / 10_000))
+    assert weight_of_average(small(ema_half_life=0.0), 100) == 1.0
 
 
 def test_several_discriminator_steps_take_fresh_images_and_latents(trainer) -> None:
@@ -166,7 +166,7 @@ def test_several_discriminator_steps_take_fresh_images_and_latents(trainer) -> N
     counted = one.state.discriminator.main[3].num_batches_tracked
     assert int(counted) == 3 * 2 + 1
     assert one.state.generator_optimizer.state[one.state.generator.main[0].weight]["step"] == 1
-    with pytest.raises(ConfigError, match="multiple of discriminator_steps"):
+    with pytest.raises(ConfigError, match="multiple of 3"):
         one.step(real[:8])
 
 
@@ -192,7 +192,9 @@ def test_flips_mirror_about_half_of_the_images(trainer) -> None:
     one = trainer(horizontal_flip=True)
     real = one.batches.of_step(0)
     plain = real.float() / 127.5 - 1.0
-    prepared = one._prepare(real)
+    inputs = one.runner.inputs
+    inputs.prepare(0, 0.0)
+    prepared = inputs.images(real)
     pairs = list(zip(prepared, plain, strict=True))
     flipped = [torch.equal(image, original.flip(2)) for image, original in pairs]
     assert all(
@@ -200,7 +202,8 @@ def test_flips_mirror_about_half_of_the_images(trainer) -> None:
         for mirrored, (image, original) in zip(flipped, pairs, strict=True)
     )
     assert 0 < sum(flipped) < len(real)
-    assert torch.equal(prepared, one._prepare(real))
+    inputs.prepare(0, 0.0)
+    assert torch.equal(prepared, inputs.images(real))
 
 
 def test_bf16_is_channels_last_with_float32_weights_and_losses(trainer) -> None:
