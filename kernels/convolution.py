@@ -4,6 +4,10 @@ With w [S, B, kh, kw] three products serve `Conv2d` and `ConvTranspose2d`, forwa
 (B channels on the big side, S on the small side). Tensors are dense channels_last, physically NHWC;
 sizes, strides and padding are free, groups and dilation are 1. Nothing here knows of autograd or
 autocast: callers pass checked tensors of one dtype.
+
+Kernel size and spatial sizes are compile-time constants (pixel indices then divide by shifts and
+multiplications, which halves what a program does before its first product); the batch and the
+channels are not, so a network of fixed image size compiles each layer once.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Case:
-    """A convolution from big [N, B, H, W] to S channels; `extra` is what output_padding adds."""
+    """A convolution from big [n, b, *size] to s channels."""
 
     n: int
     b: int
@@ -93,28 +93,6 @@ def drawn(count: int, seed: int) -> list[Case]:
         if min(case.small_size) >= 1:
             cases.append(case)
     return cases
-
-
-def assert_sum_of_products(
-    result: torch.Tensor, exact: torch.Tensor, magnitude: torch.Tensor, terms: int
-) -> None:
-    """Fails unless every element is the exact sum of products up to rounding.
-
-    Args:
-        result: of any dtype; must hold no NaN.
-        exact: the float64 value.
-        magnitude: the same sum over absolute values, float64.
-        terms: number of products in the longest sum.
-    """
-    float32 = torch.finfo(torch.float32).eps
-    # Products are exact in float32 for 16-bit operands and within an eps for float32; a sum of
-    # n terms errs by sqrt(n) eps of its magnitude; the result is rounded once more.
-    tolerance = (math.sqrt(terms) + 1) * float32 * magnitude
-    tolerance = tolerance + torch.finfo(result.dtype).eps * exact.abs()
-    error = (result.double() - exact).abs()
-    assert not result.isnan().any(), "an element was not written"
-    worst = (error / tolerance.clamp_min(torch.finfo(torch.float64).tiny)).max().item()
-    assert worst <= 1, f"error is {worst:.2f} times the tolerance"
 
 
 def activated(x: torch.Tensor, activation: str, slope: float) -> torch.Tensor:

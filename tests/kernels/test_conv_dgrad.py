@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tolerances
 import torch
-from conv_cases import DEVICES, DTYPES, NAMED, Case, activated, assert_sum_of_products, drawn
+from conv_cases import DEVICES, DTYPES, NAMED, Case, activated, drawn
 from conv_cases import poisoned as poisoned_buffers
 
 from fastgan.kernels import conv_launch, conv_tuning, convolution
@@ -35,7 +36,8 @@ def check(case, dtype, device, monkeypatch, *, bias=None, activation="identity",
         exact = exact + bias.double()[:, None, None]
     magnitude = by_torch(case, weight.double().abs(), small.double().abs()) + 2
     terms = case.s * case.kernel[0] * case.kernel[1]
-    assert_sum_of_products(big, activated(exact, activation, slope), magnitude, terms)
+    bound = tolerances.sum_of_products(big.dtype, terms, magnitude)
+    tolerances.assert_within(str(case), big, activated(exact, activation, slope), bound)
 
 
 def by_torch(case, weight, small):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import tolerances
 import torch
 import torch.nn.functional as F
-from conv_cases import DEVICES, DTYPES, NAMED, Case, activated, assert_sum_of_products, drawn
+from conv_cases import DEVICES, DTYPES, NAMED, Case, activated, drawn
 from conv_cases import poisoned as poisoned_buffers
 
 from fastgan.kernels import conv_launch, conv_tuning, convolution
@@ -33,7 +34,8 @@ def check(case, dtype, device, monkeypatch, *, bias=None, activation="identity",
     exact = activated(F.conv2d(big.double(), weight.double(), offset, **where), activation, slope)
     magnitude = F.conv2d(big.double().abs(), weight.double().abs(), **where) + 2
     terms = case.b * case.kernel[0] * case.kernel[1]
-    assert_sum_of_products(small, exact, magnitude, terms)
+    bound = tolerances.sum_of_products(small.dtype, terms, magnitude)
+    tolerances.assert_within(str(case), small, exact, bound)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tolerances
 import torch
-from conv_cases import DEVICES, DTYPES, NAMED, Case, assert_sum_of_products, drawn
+from conv_cases import DEVICES, DTYPES, NAMED, Case, drawn
 from conv_cases import poisoned as poisoned_buffers
 
 from fastgan.kernels import conv_launch, conv_tuning, conv_wgrad, convolution
@@ -27,7 +28,8 @@ def check(case, dtype, device, monkeypatch, out_dtype=None):
     exact = by_torch(case, big.double(), small.double())
     magnitude = by_torch(case, big.double().abs(), small.double().abs())
     terms = case.n * case.small_size[0] * case.small_size[1]
-    assert_sum_of_products(gradient, exact, magnitude, terms)
+    bound = tolerances.sum_of_products(gradient.dtype, terms, magnitude)
+    tolerances.assert_within(str(case), gradient, exact, bound)
     return gradient
 
 
