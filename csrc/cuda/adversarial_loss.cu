@@ -16,7 +16,7 @@ constexpr int kLossThreads = 512;
 constexpr int kLossWarps = kLossThreads / kLanes;
 
 // The sum over the block, for every thread. `scratch`: kLossWarps floats.
-__device__ float sum_block(float value, float* scratch) {
+__device__ __forceinline__ float sum_block(float value, float* scratch) {
   value = sum_lanes(value);
   __syncthreads();  // the sums of an earlier call have been read
   if (threadIdx.x % kLanes == 0) scratch[threadIdx.x / kLanes] = value;
@@ -33,7 +33,7 @@ struct Means {
 
 // Writes the gradients of the mean cost; the sums of this thread's costs and scores.
 template <class T, Objective objective, Role role>
-__device__ Means walk_outputs(const T* outputs, T* gradients, int64_t count, float label) {
+__device__ __forceinline__ Means walk_outputs(const T* outputs, T* gradients, int64_t count, float label) {
   const float share = 1.0f / static_cast<float>(count);
   Means sums = {};
   for (int64_t i = threadIdx.x; i < count; i += kLossThreads) {
@@ -47,7 +47,7 @@ __device__ Means walk_outputs(const T* outputs, T* gradients, int64_t count, flo
 }
 
 template <class T, Role role>
-__device__ Means walk_as(Objective objective, const T* outputs, T* gradients, int64_t count,
+__device__ __forceinline__ Means walk_as(Objective objective, const T* outputs, T* gradients, int64_t count,
                          float label) {
   switch (objective) {
 #define CASE(name)      \
@@ -73,7 +73,7 @@ __device__ Means walk_as(Objective objective, const T* outputs, T* gradients, in
 
 // Means over the block; of no outputs 0/0 = NaN, as torch has it.
 template <class T, Role role>
-__device__ Means mean_costs(Objective objective, const T* outputs, T* gradients, int64_t count,
+__device__ __forceinline__ Means mean_costs(Objective objective, const T* outputs, T* gradients, int64_t count,
                             float label) {
   float* scratch = reinterpret_cast<float*>(block_memory);
   Means means = walk_as<T, role>(objective, outputs, gradients, count, label);
@@ -84,7 +84,7 @@ __device__ Means mean_costs(Objective objective, const T* outputs, T* gradients,
 }
 
 template <class T>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, 1)
     discriminator_loss_kernel(Objective objective, const T* real, const T* fake, T* grad_real,
                               T* grad_fake, int64_t real_count, int64_t fake_count,
                               float real_label, float fake_label, float* results) {
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kLossThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, 1)
     generator_loss_kernel(Objective objective, const T* fake, T* grad_fake, int64_t fake_count,
                           float* results) {
   // The generator wants its images taken for real: its target is 1.

@@ -118,7 +118,7 @@ def check(simt: Library, case: Case) -> None:
         assert ((got[name].double() - gradient).abs() <= bound).all()
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(case=CASES)
 def test_losses_agree_with_float64(shim_library: Library, case: Case) -> None:
     check(shim_library, case)

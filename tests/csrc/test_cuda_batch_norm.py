@@ -250,7 +250,7 @@ def test_backward_agrees_with_float64(shim_library: Library, case: Case, trainin
     shim_library.release()
 
 
-BIG = Case(2, 70, 16, torch.float32, "relu", True, "resident", (8, 100_000), 0.0, 5, 0)
+BIG = Case(2, 600, 16, torch.float32, "relu", True, "resident", (8, 100_000), 0.0, 5, 0)
 
 
 @pytest.mark.parametrize("run", [run_forward, run_backward])

@@ -1,9 +1,10 @@
 // Runs CUDA kernels on the host: every thread of a block is a fiber.
 //
 // A fiber runs until it waits at a barrier; which one runs next is drawn from a seed, and so is the
-// order of the blocks. A fiber thus runs far ahead of the others, and where a barrier is missing it
-// reads what nobody has written yet (shared memory starts as NaN) or overwrites what others have
-// still to read. Threads that can never go on, memory beyond a buffer and shared memory beyond the
+// order of the blocks: in half of the launches any thread may be next, in the others each warp and
+// each of its lanes has a rank, so that some warps run as far ahead of the rest as they can. Where a
+// barrier is missing, a fiber reads what nobody has written yet (shared memory starts as NaN) or
+// overwrites what others have still to read. Threads that can never go on, memory beyond a buffer and shared memory beyond the
 // block's are errors of the launch, told by simt_error().
 //
 // Fibers are entered by setcontext, once, and switched by _longjmp, which costs nanoseconds.
@@ -50,6 +51,7 @@ struct Fiber {
   Wait wait = Wait::none;
   uint3 index;
   unsigned number;     // in the block
+  uint64_t rank;       // the highest runs first, where ranks count
   uint32_t mask;       // lanes that are waited for
   uint64_t given;      // to the other lanes
   unsigned source;     // lane whose value is wanted
@@ -70,6 +72,7 @@ Block* running;
 const std::function<void()>* body;
 jmp_buf scheduler;
 uint64_t random_state = 1;
+bool ranked;  // this launch goes by ranks
 std::string failure;
 volatile sig_atomic_t faulted;
 void* volatile fault_address;
@@ -156,7 +159,12 @@ void run_block(Block& block) {
   running = &block;
   blockIdx = block.index;
   while (!block.ready.empty()) {
-    std::swap(block.ready[draw(block.ready.size())], block.ready.back());
+    size_t next = draw(block.ready.size());
+    for (size_t i = 0; ranked && i < block.ready.size(); ++i) {
+      auto rank = [&](size_t at) { return block.fibers[block.ready[at]]->rank; };
+      if (rank(i) > rank(next)) next = i;
+    }
+    std::swap(block.ready[next], block.ready.back());
     Fiber* fiber = block.fibers[block.ready.back()];
     block.ready.pop_back();
     resume(fiber);
@@ -176,10 +184,14 @@ Block make_block(unsigned linear, size_t first_fiber) {
   Block block;
   block.index = {linear % gridDim.x, linear / gridDim.x % gridDim.y, linear / gridDim.x / gridDim.y};
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+  constexpr uint64_t kRanks = 1u << 20;
+  uint64_t warp_rank = 0;
   for (unsigned number = 0; number < threads; ++number) {
+    if (number % kLanes == 0) warp_rank = draw(kRanks) * kRanks;
     Fiber* fiber = fiber_at(first_fiber + number);
     fiber->wait = Wait::none;
     fiber->number = number;
+    fiber->rank = warp_rank + draw(kRanks);
     fiber->index = {number % blockDim.x, number / blockDim.x % blockDim.y,
                     number / blockDim.x / blockDim.y};
     block.fibers.push_back(fiber);
@@ -269,6 +281,7 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, bool together,
   blockDim = block;
   body = &kernel;
   faulted = 0;
+  ranked = draw(2) != 0;
   struct sigaction action = {}, previous_segv, previous_bus;
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
