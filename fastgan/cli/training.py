@@ -84,10 +84,11 @@ def resume(
 def _fit(trainer: Trainer) -> None:
     config, data, say = trainer.config, trainer.data, trainer.console.print
     height, width = data.image_size
+    channels = "1 channel" if data.channels == 1 else f"{data.channels} channels"
     skipped = f" ({data.skipped} bad ones left out)" if data.skipped else ""
     start = f"from step {trainer.state.step} " if trainer.state.step else ""
     say(
-        f"{data.name}: {len(data):,} images{skipped}, {height}x{width}, {data.channels} channels",
+        f"{data.name}: {len(data):,} images{skipped}, {height}x{width}, {channels}",
         f"training {start}to step {config.steps} on {trainer.device} in {config.precision},"
         f" into {trainer.run.path}",
         sep="\n",
