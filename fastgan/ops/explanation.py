@@ -29,7 +29,7 @@ def explain_call(operator: str | Callable[..., Any], *arguments: Any, **keywords
     Args:
         operator: a function of `fastgan.ops`, or its name.
         arguments, keywords: what it would be called with; only devices, dtypes, shapes and layouts
-            are read, so tensors on the "meta" device or fakes will do.
+            are read, so fake tensors will do.
 
     Returns:
         The implementation chosen, and (name, reason) of those passed over.

@@ -41,14 +41,14 @@ class Implementation:
         supports: takes the call; returns why it cannot be served, or None.
         prefers: takes a call that is supported; returns why this implementation is nevertheless
             not chosen unasked (measured slower, wrong layout ...), or None.
-        run: what computes the operator, by the name of the computation: the launchers of a kernel
-            family, for instance. Names and signatures belong to the operator.
+        run: what computes the operator: a function, or functions by name where an operator has
+            several (the launchers of a kernel family). Names and signatures are the operator's.
     """
 
     name: str
     supports: Callable[[Any], str | None]
     prefers: Callable[[Any], str | None]
-    run: dict[str, Callable[..., Any]]
+    run: Any
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
