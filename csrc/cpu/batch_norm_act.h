@@ -39,10 +39,6 @@ struct RowTasks {
   }
 };
 
-FASTGAN_SHARED int64_t padded(int64_t channels) {
-  return (channels + kLanes - 1) / kLanes * kLanes;
-}
-
 // Mean and M2 of one block of rows, merged into those of the `seen` rows before it. Means are
 // relative to `origin`, a row of the data: a large mean would take the digits of a small spread.
 template <int vectors, class T>

@@ -1,10 +1,28 @@
 // Every kernel at one instruction-set level: compiled once a level, with the level's flags and
-// -DFASTGAN_LEVEL=<name> as the namespace.
+// -DFASTGAN_LEVEL=<name> as the namespace. The level of AMX has convolutions of its own; the rest it
+// takes from the level below, whose machine code would be the same.
+#include "kernels.h"
+#include "weight_gradient.h"
+
+#if defined(__AMX_BF16__)
+
+#include "tile_weight_gradient.h"
+
+namespace fastgan::cpu::avx512_bf16 {
+void batch_norm_forward(const BatchNormForward&);
+void batch_norm_backward(const BatchNormBackward&);
+void bias_act_forward(const BiasAct&);
+void bias_act_backward(const BiasAct&);
+void adversarial_loss(const AdversarialLoss&);
+}  // namespace fastgan::cpu::avx512_bf16
+
+#else
+
 #include "adversarial_loss.h"
 #include "batch_norm_act.h"
 #include "bias_act.h"
-#include "convolution.h"
-#include "weight_gradient.h"
+
+#endif
 
 #define FASTGAN_TEXT(name) #name
 #define FASTGAN_NAME(name) FASTGAN_TEXT(name)
@@ -13,6 +31,25 @@ namespace fastgan::cpu::FASTGAN_LEVEL {
 
 extern const Kernels kernels;
 
+#if defined(__AMX_BF16__)
+using avx512_bf16::adversarial_loss;
+using avx512_bf16::batch_norm_backward;
+using avx512_bf16::batch_norm_forward;
+using avx512_bf16::bias_act_backward;
+using avx512_bf16::bias_act_forward;
+
+const Kernels kernels = {
+    FASTGAN_NAME(FASTGAN_LEVEL),
+    batch_norm_forward,
+    batch_norm_backward,
+    bias_act_forward,
+    bias_act_backward,
+    adversarial_loss,
+    tile_fprop,
+    tile_dgrad,
+    tile_wgrad,
+};
+#else
 const Kernels kernels = {
     FASTGAN_NAME(FASTGAN_LEVEL),
     batch_norm_forward,
@@ -24,5 +61,6 @@ const Kernels kernels = {
     dgrad,
     wgrad,
 };
+#endif
 
 }  // namespace fastgan::cpu::FASTGAN_LEVEL

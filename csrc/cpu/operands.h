@@ -76,6 +76,7 @@ struct WeightOrder {
   int64_t taps, tap_stride;
   int64_t elements;
   const int64_t* offsets;
+  int64_t steps = 0;  // of the packed reduction; 0: what the elements need
 };
 
 // The steps of outputs that lie side by side: a row of elements, or two rows zipped.
@@ -106,14 +107,15 @@ const Step* pack_weight(const typename ElementOf<Step>::type* weight, const Weig
   using T = typename ElementOf<Step>::type;
   constexpr int kStep = kElements<Step>;
   const int64_t blocks = (order.outputs + kBlock - 1) / kBlock;
-  const int64_t steps = steps_of<Step>(order.elements);
+  const int64_t needed = steps_of<Step>(order.elements);
+  const int64_t steps = order.steps ? order.steps : needed;
   auto* packed = static_cast<Step*>(
       scratch(Scratch::weights, blocks * order.taps * steps * kBlock * sizeof(Step)));
   parallel_for(blocks * order.taps, [&](int64_t task) {
     const int64_t first = task / order.taps * kBlock, tap = task % order.taps;
     const int64_t width = first + kBlock <= order.outputs ? kBlock : order.outputs - first;
     T* target = reinterpret_cast<T*>(packed + task * steps * kBlock);
-    if (width < kBlock || order.elements % kStep) {
+    if (width < kBlock || order.elements % kStep || steps > needed) {
       memset(target, 0, steps * kBlock * sizeof(Step));
     }
     const T* source = weight + first * order.output_stride + tap * order.tap_stride;
@@ -132,7 +134,7 @@ const Step* pack_weight(const typename ElementOf<Step>::type* weight, const Weig
       // that their rows and the packed rows stay in the first-level cache.
       for (int64_t lanes = 0; lanes < width; lanes += 16) {
         const int64_t end = lanes + 16 < width ? lanes + 16 : width;
-        for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t step = 0; step < needed; ++step) {
           Step* row = reinterpret_cast<Step*>(target) + step * kBlock;
           for (int64_t lane = lanes; lane < end; ++lane) {
             memcpy(static_cast<void*>(row + lane),

@@ -152,6 +152,11 @@ FASTGAN_SHARED void store_width(T* target, Lanes value, int width) {
   }
 }
 
+// Channels rounded up to whole vectors.
+FASTGAN_SHARED int64_t padded(int64_t channels) {
+  return (channels + kLanes - 1) / kLanes * kLanes;
+}
+
 struct VectorMath {
   using Value = Lanes;
 
