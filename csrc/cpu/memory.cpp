@@ -22,9 +22,9 @@ thread_local Buffers buffers;
 
 void* scratch(Scratch slot, size_t bytes) {
   const int index = static_cast<int>(slot);
-  if (buffers.bytes[index] < bytes) {
+  if (buffers.bytes[index] < bytes || !buffers.memory[index]) {
     constexpr size_t kPage = 4096;
-    const size_t rounded = (bytes + kPage - 1) / kPage * kPage;
+    const size_t rounded = (bytes / kPage + 1) * kPage;
     std::free(buffers.memory[index]);
     buffers.bytes[index] = 0;
     buffers.memory[index] = std::aligned_alloc(64, rounded);
