@@ -63,6 +63,6 @@ def assert_within(name: str, actual: Tensor, exact: Tensor, bound: Tensor | floa
         place = [int(i) for i in torch.unravel_index(torch.tensor(at), error.shape)]
         raise AssertionError(
             f"{name}: {int(wrong.sum())} of {error.numel()} elements are wrong; the worst, at "
-            f"{place}, is {float(actual.flatten()[at]):.9g} instead of "
-            f"{float(exact.flatten()[at]):.9g}, allowed {float(limit.flatten()[at]):.3g}"
+            f"{place}, is {actual.flatten()[at].item():.9g} instead of "
+            f"{exact.flatten()[at].item():.9g}, allowed {float(limit.flatten()[at]):.3g}"
         )

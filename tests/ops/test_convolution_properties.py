@@ -126,7 +126,7 @@ def test_reference_on_drawn_cases(transposed, device, **case):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
 @settings(max_examples=60)
-@given(**CASES)
+@given(**{**CASES, "geometry": geometries(multiply_adds=15_000)})
 def test_triton_on_drawn_cases(transposed, device, **case):
     check(transposed, "triton", device, **case)
 
