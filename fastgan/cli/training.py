@@ -90,7 +90,7 @@ def _fit(trainer: Trainer) -> None:
     say(
         f"{data.name}: {len(data):,} images{skipped}, {height}x{width}, {channels}",
         f"training {start}to step {config.steps} on {trainer.device} in {config.precision},"
-        f" into {trainer.run.path}",
+        f" {trainer.batches.placement} images, into {trainer.run.path}",
         sep="\n",
         soft_wrap=True,
         highlight=False,

@@ -33,7 +33,7 @@ class Batches:
     """What every step trains on.
 
     `resident` is the whole data set on the device, uint8 [count, H, W, C], where it is placed
-    there (`placement`: "auto" does so on a GPU that has room); then a step's batch is its indices,
+    there ("auto" does so on a GPU that has room; `placement` says "resident" or "prefetched"); then a step's batch is its indices,
     int64 [D steps * batch]. Else it is the images, uint8 [D steps * batch, C, H, W], channels_last.
 
     Raises `DataError` where the batch is larger than the data set.
@@ -44,12 +44,12 @@ class Batches:
         self.order = BatchIndices(len(data), config.batch_size, config.seed)
         self.parts = config.discriminator_steps
         self.pinned = device.type == "cuda"
-        self.placement = config.data_placement
-        if self.placement == "auto":
-            self.placement = "resident" if _has_room(device, data.pixels.nbytes) else "prefetch"
         self.resident: Tensor | None = None
-        if self.placement == "resident":
+        if config.data_placement == "resident" or (
+            config.data_placement == "auto" and _has_room(device, data.pixels.nbytes)
+        ):
             self.resident = data.resident(device).permute(0, 2, 3, 1)
+        self.placement = "prefetched" if self.resident is None else "resident"
 
     def of_step(self, step: int) -> Tensor:
         """The images that `step` (from 0) trains on, read now, or their indices."""

@@ -20,6 +20,10 @@ from torch import Tensor
 REHEARSALS = 3  # cuBLAS handles, compiled kernels and the optimizers' state all exist by then
 
 
+class CaptureError(RuntimeError):
+    """A program cannot be recorded; whatever the attempt changed has been put back."""
+
+
 class Graph(Protocol):
     """A recorded program."""
 
@@ -109,6 +113,9 @@ class CapturedProgram:
             again whenever needed, since an optimizer makes its state on first use.
         engine: records and replays.
         generators: those that the program draws from.
+
+    Raises:
+        CaptureError: the program does something that the engine cannot record.
     """
 
     def __init__(
@@ -119,12 +126,16 @@ class CapturedProgram:
         generators: Sequence[torch.Generator] = (),
     ) -> None:
         before = Snapshot(state(), generators)
-        for _ in range(REHEARSALS):
-            engine.rehearse(program)
-        before.restore(state())
-        self._graph = engine.record(program, generators)
-        # An engine may have run what it recorded; CUDA's does not, and then this changes nothing.
-        before.restore(state())
+        try:
+            for _ in range(REHEARSALS):
+                engine.rehearse(program)
+            before.restore(state())
+            self._graph = engine.record(program, generators)
+        except RuntimeError as error:
+            raise CaptureError(" ".join(str(error).split())[:200]) from error
+        finally:
+            # An engine may run what it records; CUDA's does not, and then this changes nothing.
+            before.restore(state())
 
     def __call__(self) -> None:
         self._graph.replay()

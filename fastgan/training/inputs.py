@@ -47,8 +47,8 @@ class StepInputs:
         self.latents.manual_seed(mixed_seed(self.config.seed, "latents", step))
         self.flips.manual_seed(mixed_seed(self.config.seed, "flips", step))
 
-    def stage(self, real: Tensor) -> str:
-        """Write a batch of `count` to the buffer of its kind, and return the kind.
+    def stage(self, real: Tensor) -> None:
+        """Write a batch of `count` to the buffer of its kind.
 
         Neither allocates on the device, but for the first batch of a kind, nor waits for it.
         """
@@ -56,7 +56,6 @@ class StepInputs:
         if kind not in self._staged:
             self._staged[kind] = torch.empty_like(real, device=self.device)
         self._staged[kind].copy_(real, non_blocking=True)
-        return kind
 
     def draw(self, kind: str) -> tuple[Tensor, Tensor]:
         """Images and z of the staged batch."""

@@ -53,13 +53,15 @@ class TrainingLoop:
             run.truncate_metrics(state.step)
             if config.tensorboard:
                 self.board = TensorBoard(run.tensorboard, state.step)
-            read_step, read_at = state.step, time.monotonic()
+            first, read_step, read_at = state.step + 1, state.step, time.monotonic()
             with (
-                TrainingProgress(console, config, state.step) as progress,
+                TrainingProgress(console, config, state.step, self.batches.placement) as progress,
                 self.batches.ahead(state.step, config.steps) as batches,
             ):
                 for real in batches:
                     self.runner.run(real)
+                    if state.step == first and self.runner.engine is not None:
+                        progress.say(f"the step is {self.runner.how}")
                     progress.advance(state.step)
                     ending = stop.asked or state.step == config.steps
                     sampling = ending or state.step % config.sample_every == 0

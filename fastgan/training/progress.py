@@ -21,9 +21,10 @@ class TrainingProgress:
         console: where to show them; its kind decides between bar and lines.
         config: how many steps, how many images in each, how many steps between plain lines.
         first: the step that training starts from.
+        placement: where the images wait.
     """
 
-    def __init__(self, console: Console, config: TrainConfig, first: int) -> None:
+    def __init__(self, console: Console, config: TrainConfig, first: int, placement: str) -> None:
         self.console, self.last, self.every = console, config.steps, config.log_every
         self.images_per_step = config.batch_size * config.discriminator_steps
         self.images_per_second = 0.0
@@ -32,7 +33,7 @@ class TrainingProgress:
         self._task = TaskID(0)
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("step"),
+                TextColumn(f"{placement} images, step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[numbers]}"),
@@ -61,6 +62,10 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def say(self, sentence: str) -> None:
+        """A line above the bar."""
+        self.console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+
     def advance(self, step: int) -> None:
         """A step was made (or, on a GPU, launched)."""
         if self._bar is not None:
@@ -83,12 +88,7 @@ class TrainingProgress:
             self._bar.update(self._task, completed=step, numbers=numbers)
         elif step % self.every == 0 or step == self.last:
             left = (self.last - step) * self.images_per_step / max(self.images_per_second, 1e-9)
-            self.console.print(
-                f"step {step}/{self.last}  {numbers}  left {_duration(left)}",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
-            )
+            self.say(f"step {step}/{self.last}  {numbers}  left {_duration(left)}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:

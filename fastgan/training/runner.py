@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import ConfigError
-from fastgan.training.capture import CapturedProgram, CudaGraphs, GraphEngine
+from fastgan.training.capture import (
+    CapturedProgram,
+    CaptureError,
+    CudaGraphs,
+    GraphEngine,
+)
 from fastgan.training.config import TrainConfig
 from fastgan.training.inputs import KINDS, StepInputs
 from fastgan.training.metric_ring import MetricRing
@@ -57,8 +62,16 @@ class StepRunner:
         #: Why the last step was not replayed from a graph; None where it was.
         self.why_not_captured: str | None = "no step was made"
         self._programs: dict[tuple[str, bool], CapturedProgram] = {}
+        self._capture_failed: str | None = None
         if config.precision == "bf16" and config.cast_once:
             state.pack(torch.bfloat16)
+
+    @property
+    def how(self) -> str:
+        """How the last step was run, in words."""
+        if self.why_not_captured is None:
+            return "captured as one graph"
+        return f"not captured: {self.why_not_captured}"
 
     def run(self, real: Tensor) -> None:
         """Make one step, whose metrics become the ring's newest row; does not wait for the device.
@@ -76,13 +89,35 @@ class StepRunner:
         self.inputs.prepare(state.step, weight_of_average(config, state.step))
         modules = drawing_from(config.seed, "modules", state.step, state.device)
         with modules, _repeatable(state.device):
-            self.why_not_captured = self._why_not_captured(real)
-            if self.why_not_captured is None:
-                self._captured(self.inputs.stage(real), penalised)()
+            program = self._captured(real, penalised)
+            if program is not None:
+                self.inputs.stage(real)
+                program()
             else:
                 images = self.inputs.images(real.to(state.device, non_blocking=True))
                 self._step(images, self.inputs.z(len(real)), penalised)
         state.step += 1
+
+    def _captured(self, real: Tensor, penalised: bool) -> CapturedProgram | None:
+        """The graph that makes this step; None, with the reason kept, where there is none."""
+        self.why_not_captured = self._capture_failed or self._why_not_captured(real)
+        if self.why_not_captured is not None:
+            return None
+        kind = KINDS[real.dtype]
+        if (kind, penalised) not in self._programs:
+            assert self.engine is not None
+            self.inputs.stage(real)
+            try:
+                self._programs[kind, penalised] = CapturedProgram(
+                    lambda: self._step(*self.inputs.draw(kind), penalised),
+                    self._changing,
+                    self.engine,
+                    self.inputs.generators,
+                )
+            except CaptureError as error:
+                self.why_not_captured = self._capture_failed = f"recording failed: {error}"
+                return None
+        return self._programs[kind, penalised]
 
     def _why_not_captured(self, real: Tensor) -> str | None:
         if not self.config.capture:
@@ -91,19 +126,11 @@ class StepRunner:
             return f"device {self.state.device.type!r} has no graphs"
         if len(real) != self.inputs.count:
             return f"a batch of {len(real)} came, and the graph is for {self.inputs.count}"
+        for network in (self.state.generator, self.state.discriminator):
+            for name, module in network.named_modules():
+                if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+                    return f"the hook on {name or 'the network'} would not run in a replay"
         return None
-
-    def _captured(self, kind: str, penalised: bool) -> CapturedProgram:
-        key = (kind, penalised)
-        if key not in self._programs:
-            assert self.engine is not None
-            self._programs[key] = CapturedProgram(
-                lambda: self._step(*self.inputs.draw(kind), penalised),
-                self._changing,
-                self.engine,
-                self.inputs.generators,
-            )
-        return self._programs[key]
 
     def _step(self, images: Tensor, z: Tensor, penalised: bool) -> None:
         metrics = adversarial_step(

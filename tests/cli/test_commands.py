@@ -32,7 +32,7 @@ def test_train_says_what_it_does_in_plain_lines_on_a_pipe(workplace, capsys) -> 
     assert main_quietly(train("a.npy", "--steps=4", "--log-every=2")) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "a.npy: 8 images, 16x16, 3 channels"
-    assert said[1] == "training to step 4 on cpu in fp32, into run"
+    assert said[1] == "training to step 4 on cpu in fp32, prefetched images, into run"
     assert [line.split("  ")[0] for line in said[2:4]] == ["step 2/4", "step 4/4"]
     number = r"[\d,]+(\.\d+)?"
     assert re.fullmatch(

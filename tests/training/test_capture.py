@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from recording_graphs import RecordingGraphs, SynchronisingCallError
+from recording_graphs import RecordingGraphs
 from torch import nn
 
-from fastgan.training.capture import REHEARSALS, CapturedProgram, CudaGraphs, Snapshot
+from fastgan.training.capture import REHEARSALS, CapturedProgram, CaptureError, CudaGraphs, Snapshot
 from fastgan.training.metric_ring import MetricRing
 
 
@@ -83,8 +83,12 @@ def test_a_step_that_reads_back_a_value_cannot_be_recorded():
         training.program()
         float(training.ring.rows[0, 0])
 
-    with pytest.raises(SynchronisingCallError):
+    before = copy.deepcopy(training.model.state_dict())
+    with pytest.raises(CaptureError, match="reads a value back"):
         CapturedProgram(program, training.state, RecordingGraphs(), [training.generator])
+
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_a_snapshot_zeroes_state_that_appeared_after_it():

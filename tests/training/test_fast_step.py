@@ -125,7 +125,7 @@ def test_capturing_leaves_weights_moments_and_random_state_as_they_were(trainer)
     real = one.batches.of_step(0)
     one.runner.inputs.prepare(0, 0.5)
     draws = [generator.get_state() for generator in one.runner.inputs.generators]
-    one.runner._captured(one.runner.inputs.stage(real), False)
+    one.runner._captured(real, False)
     for file, tensors in one.state.tensors().items():
         for name, value in tensors.items():
             expected = before[file].get(name, torch.zeros_like(value))
@@ -182,6 +182,29 @@ def test_what_the_graph_was_not_recorded_for_runs_uncaptured_and_says_so(
     one.step(real)
     assert reason in one.runner.why_not_captured
     assert one.state.step == 1
+
+
+def test_a_hook_is_not_lost_in_a_replay(trainer) -> None:
+    one = trainer(precision="bf16")
+    one.runner.engine = RecordingGraphs()
+    one.step(one.batches.of_step(0))
+    assert one.runner.how == "captured as one graph"
+    calls = []
+    one.state.generator.main[0].register_forward_hook(lambda *_: calls.append(1))
+    one.step(one.batches.of_step(1))
+    assert calls == [1]
+    assert one.runner.how == "not captured: the hook on main.0 would not run in a replay"
+
+
+def test_a_step_that_cannot_be_recorded_runs_uncaptured_from_the_same_state(trainer) -> None:
+    # float32 on a CPU updates with an Adam that reads its step counts back.
+    one, plain = trainer(), trainer()
+    one.runner.engine = RecordingGraphs()
+    for step in range(3):
+        one.step(one.batches.of_step(step))
+        plain.step(plain.batches.of_step(step))
+        assert "recording failed: aten._local_scalar_dense" in one.runner.how
+    assert_close(one.state, plain.state, 0.0)
 
 
 def test_a_capture_can_be_switched_off(trainer) -> None:
