@@ -33,8 +33,9 @@ class Batches:
     """What every step trains on.
 
     `resident` is the whole data set on the device, uint8 [count, H, W, C], where it is placed
-    there ("auto" does so on a GPU that has room; `placement` says "resident" or "prefetched"); then a step's batch is its indices,
-    int64 [D steps * batch]. Else it is the images, uint8 [D steps * batch, C, H, W], channels_last.
+    there ("auto" does so on a GPU that has room); then a step's batch is its indices, int64
+    [D steps * batch]. Else it is the images, uint8 [D steps * batch, C, H, W], channels_last.
+    `placement` says which, in a word.
 
     Raises `DataError` where the batch is larger than the data set.
     """
