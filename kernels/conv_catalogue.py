@@ -32,6 +32,7 @@ def specialization(
     channels: str = "",
     vectors: str = "",
     even: str = "",
+    image: str = "",
     half: str = "bf16",
     bias: bool | None = False,
     activation: str | None = "identity",
@@ -47,6 +48,7 @@ def specialization(
         sizes: names of integers of unknown divisibility.
         channels: names of the integers that count channels; multiples of 16 where the arithmetic
             is aligned.
+        image: name of the one channel count that is small, as of an image; never aligned.
         vectors, even: names of the alignment constants and of the "divides" flags.
         half: the 16-bit type of arithmetic "half".
         bias: whether there is a float32 bias; None if the kernel takes none.
@@ -63,6 +65,8 @@ def specialization(
     signature |= dict.fromkeys(channels.split(), "i32" if unaligned else "i32:16")
     settings: dict[str, object] = {**constants, "WIDE": wide}
     settings |= dict.fromkeys(vectors.split(), width) | dict.fromkeys(even.split(), not unaligned)
+    if image:
+        signature[image], settings[f"{image}_VECTOR"] = "i32", 1
     settings["PRECISION"] = "tf32" if numerics == "tf32" else "ieee"
     settings |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth}
     if activation is not None:

@@ -187,16 +187,19 @@ def launch_wgrad(
         return weight.zero_()
     columns = g.kernel_h * g.kernel_w * g.big_channels
     swap = g.small_channels <= 16
+    image = min(g.small_channels, g.big_channels) <= 4
+    vectors = vector(g.big_channels, big), vector(g.small_channels, big)
     numerics = precision(big.dtype, allow_tf32)
     problem = Problem(
-        family="wgrad_image" if min(g.small_channels, g.big_channels) <= 4 else "wgrad",
+        family="wgrad_image" if image else "wgrad",
         dtype=big.dtype,
         numerics=numerics,
         rows=(columns if swap else g.small_channels,),
         columns=g.small_channels if swap else columns,
         depth=pixels,
         wide=wide_index(big, small),
-        aligned=min(vector(g.big_channels, big), vector(g.small_channels, big)) > 1,
+        # The channels of an image never are: its elements are gathered one by one in any case.
+        aligned=(max(vectors) if image else min(vectors)) > 1,
         splittable=True,
     )
 
@@ -213,7 +216,7 @@ def launch_wgrad(
             g.big_channels, g.small_channels, g.stride_h, g.stride_w, g.pad_h, g.pad_w,
             H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
             KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w,
-            B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
+            B_VECTOR=vectors[0], S_VECTOR=vectors[1],
             SWAP=swap, PRECISION=numerics, WIDE=problem.wide,
             BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
             num_warps=c.warps, num_stages=c.stages,
@@ -256,8 +259,10 @@ def variants(architecture: str) -> Iterator[KernelVariant]:
             # TF32 matrix instructions want the reduction contiguous: both operands are transposed
             # on their way to shared memory, 4 bytes at a time.
             width = 4 if arithmetic == "tf32" else 16
-            yield variant(arithmetic, tile, SWAP=tile.columns < 32, load_bytes=width)
-    yield variant(*tiles[0], SWAP=False, half="fp16", wide=True)
+            swap = tile.columns < 32
+            image = "" if family == "wgrad" else "S" if swap else "B"
+            yield variant(arithmetic, tile, SWAP=swap, image=image, load_bytes=width)
+    yield variant(*tiles[0], SWAP=False, image="B", half="fp16", wide=True)
     for result, splits in (("bf16", 4), ("fp32", 32)):
         block_splits, block = reduce_block(splits)
         yield KernelVariant(
