@@ -7,6 +7,9 @@ for its share of the tiles: the whole waves that the grid makes, times the slowe
 unit and the loads from L2. Large tiles load less for each multiply-add and win where there are
 enough of them; small tiles win where a large one would leave multiprocessors without work.
 
+The rates in the tables come from data sheets and the overheads from counting the instructions of
+the compiled kernels; none is a measurement, and only their order matters.
+
 With FASTGAN_AUTOTUNE=1 the best few by that estimate are timed instead (see conv_autotune).
 """
 
@@ -29,7 +32,6 @@ from fastgan.kernels.architecture import ARCHITECTURES, architecture_of
 # 16-bit operands whose channels are no multiple of 8, which come element by element through
 # registers and leave less room for the accumulator.
 ARITHMETICS = ("half", "half_unaligned", "tf32", "ieee")
-
 
 # Largest tile, in elements of the accumulator, for calls with 64-bit offsets.
 WIDE_AREA = 128 * 128
