@@ -1,4 +1,4 @@
-"""The command line: `fastgan train | resume | sample | doctor`.
+"""The command line: `fastgan train | resume | sample | doctor | bench`.
 
 Nothing heavy is imported before a command runs, so that help is there at once. What a user caused
 is said in one sentence on standard error; `--debug`, anywhere on the line, shows the traceback.
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from fastgan import __version__
+from fastgan.cli.benchmarks import CONTEXT, bench
 from fastgan.cli.doctor import doctor
 from fastgan.cli.sampling import sample
 from fastgan.cli.training import resume, train
@@ -31,6 +32,7 @@ app.command()(train)
 app.command()(resume)
 app.command()(sample)
 app.command()(doctor)
+app.command(context_settings=CONTEXT)(bench)
 
 
 def _show_version(asked: bool) -> None:

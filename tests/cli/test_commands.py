@@ -173,3 +173,9 @@ def test_the_bar_on_a_terminal_and_ctrl_c_as_a_person_meets_them(workplace) -> N
     newest = RunFolder.open("run").newest_checkpoint()
     assert newest is not None
     assert int(newest.name) == int(stopped[1])
+
+
+def test_bench_hands_its_arguments_to_the_suite(capsys) -> None:
+    assert main_quietly(["bench", "--help"]) == 0
+    assert "gpu-check" in capsys.readouterr().out
+    assert main_quietly(["bench", "compare"]) == 2
