@@ -150,7 +150,7 @@ def extension(*, build: bool = True) -> Extension | None:
             _reason = str(error)
             if mode() == "require":
                 raise NativeBuildError(f"FASTGAN_NATIVE=require: {error}") from error
-            _say(f"native CPU kernels are off, torch's serve instead: {error}")
+            say(f"native CPU kernels are off, torch's serve instead: {error}")
         _tried_to_build = True
         return _extension
 
@@ -158,6 +158,15 @@ def extension(*, build: bool = True) -> Extension | None:
 def reason() -> str | None:
     """Return why the extension is not loaded as far as this process knows, or None if it is."""
     return None if _extension is not None else (_reason or "not asked for yet")
+
+
+def ruled_out() -> str | None:
+    """Return why the extension cannot be had in this process, or None; nothing is tried for it."""
+    if _extension is not None:
+        return None
+    if mode() == "off":
+        return "FASTGAN_NATIVE=off"
+    return _reason if _tried_to_build else None
 
 
 def build() -> Extension:
@@ -217,7 +226,8 @@ def _force(module: ModuleType, name: str) -> None:
         )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Write one line of the package's own to stderr, if there is one to write to."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(f"fastgan: {line}", file=sys.stderr, flush=True)
 
@@ -263,7 +273,7 @@ def _build_once(*, forget_failure: bool = False) -> Extension:
     failure = root / f"{key}.failed"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _exclusive(root / f"{key}.lock"):
+        with exclusive(root / f"{key}.lock"):
             if native_build.check_library(root / key, key) is None:
                 return _load(root / key, "cache")
             if not forget_failure:
@@ -303,7 +313,7 @@ def _compile_into(root: Path, key: str) -> None:
     try:
         with _progress_line() as progress:
             native_build.compile_library(folder, progress)
-        _say(f"native CPU kernels compiled in {time.monotonic() - started:.0f} s")
+        say(f"native CPU kernels compiled in {time.monotonic() - started:.0f} s")
         if (root / key).exists():  # a damaged one
             (root / key).rename(Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root)) / "damaged")
         folder.rename(root / key)
@@ -318,7 +328,7 @@ class _ProgressLine:
     def __init__(self) -> None:
         self.terminal = sys.stderr is not None and sys.stderr.isatty()
         if not self.terminal:
-            _say("compiling the native CPU kernels, once (about a minute) ...")
+            say("compiling the native CPU kernels, once (about a minute) ...")
 
     def __call__(self, count: int, total: int) -> None:
         if self.terminal:
@@ -340,7 +350,7 @@ def _progress_line() -> Iterator[_ProgressLine]:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file at `path`; the operating system frees it when the process ends."""
     patience = LOCK_PATIENCE[mode()]
     deadline = time.monotonic() + patience
@@ -357,7 +367,7 @@ def _exclusive(path: Path) -> Iterator[None]:
                         f"another process has been building for more than {patience:.0f} s"
                     ) from None
                 if not waiting:
-                    _say("waiting for another process that compiles the native CPU kernels")
+                    say("waiting for another process that compiles the native CPU kernels")
                     waiting = True
                 time.sleep(0.1)
         yield

@@ -119,7 +119,7 @@ def source_digest(sources: Path) -> str:
     """Return a digest of every C++ source and of the flags that they are compiled with."""
     digest = hashlib.sha256(repr((FLAGS, levels(), BASE_SOURCES, LEVEL_SOURCES)).encode())
     for path in sorted(sources.rglob("*")):
-        if path.suffix in (".h", ".cpp"):
+        if path.suffix in (".h", ".cpp") and path.parent.name != "cuda":
             digest.update(path.relative_to(sources).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -128,8 +128,13 @@ def source_digest(sources: Path) -> str:
 def build_key(sources: Path) -> str:
     """Return what a library must have been built for: sources, torch, Python and machine."""
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    machine = f"{sys.platform}-{platform.machine()}"
-    return f"{source_digest(sources)}-torch{torch.__version__}-{python}-{machine}".replace("/", "_")
+    built_with = f"torch{torch.__version__}-{python}-{machine()}"
+    return f"{source_digest(sources)}-{built_with}".replace("/", "_")
+
+
+def machine() -> str:
+    """Return the operating system and processor architecture, as keys name them."""
+    return f"{sys.platform}-{platform.machine()}"
 
 
 def find_compiler() -> str | None:
@@ -244,9 +249,9 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     return library
 
 
-def write_record(folder: Path, key: str, compiler: str) -> None:
+def write_record(folder: Path, key: str, compiler: str, library: str = LIBRARY) -> None:
     """Write what the library in `folder` was built for, its size and its digest."""
-    content = (folder / LIBRARY).read_bytes()
+    content = (folder / library).read_bytes()
     record = {
         "key": key,
         "torch": torch.__version__,
@@ -257,14 +262,14 @@ def write_record(folder: Path, key: str, compiler: str) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def check_library(folder: Path, key: str) -> str | None:
+def check_library(folder: Path, key: str, library: str = LIBRARY) -> str | None:
     """Return why the library in `folder` must not be loaded, or None if it is whole and right.
 
     A truncated library is found by its digest: loading one can kill the process.
     """
     try:
         record = json.loads((folder / RECORD).read_text())
-        content = (folder / LIBRARY).read_bytes()
+        content = (folder / library).read_bytes()
     except (OSError, ValueError):
         return "missing"
     if record.get("key") != key:

@@ -309,6 +309,10 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, bool together,
 
 }  // namespace simt
 
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? simt::failure.c_str() : "an invalid configuration";
+}
+
 extern "C" {
 
 void simt_seed(uint64_t seed) { simt::random_state = seed * 0x9e3779b97f4a7c15u | 1; }
