@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bench.baselines import CHANNELS
+from bench.ceilings import measure_ceilings
 from bench.gate import judge, tolerance
 from bench.method import Contestant, race
 from bench.results import Results, Row, capture_environment
@@ -54,11 +55,13 @@ def run_data(
     images: int = IMAGES,
     workers: int = 2,
     seed: int = 0,
+    tiny: bool = False,
     report: Callable[[str], None] = print,
 ) -> Results:
     """Measure the pipelines on `images` synthetic JPEG files, one batch a call.
 
-    Every pipeline's first batch is compared with the pixels that it was made from.
+    The floor is a copy's: a byte read and a float written for each pixel. Every pipeline's first
+    batch is compared with the pixels that it was made from.
     """
     results = Results("data", capture_environment(device, seed))
     with tempfile.TemporaryDirectory() as name:
@@ -109,8 +112,8 @@ def run_data(
         shape=f"batch {batch_size}",
         dtype="float32",
     )
-    # A byte read and a float written for each pixel; the copy's ceiling is for `bench ops`.
-    rows = rows_of(template, entries, timings, [Cost(0.0, 5 * pixels)])
+    results.ceilings = measure_ceilings(device, tiny=tiny)
+    rows = rows_of(template, entries, timings, [Cost(0.0, 5 * pixels)], results.ceilings)
     for row in rows:
         if row.median is not None:
             row.extra["images_per_second"] = batch_size / row.median

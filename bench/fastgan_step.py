@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +29,15 @@ class FastganProvider:
 
     Args:
         precision: "fp32" or "bf16".
+        name: the provider's name.
+        settings: of `TrainConfig`, where they differ from its defaults.
     """
 
-    name = "fastgan"
     ours = True
-    implementation = ""
 
-    def __init__(self, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, precision: str, name: str = "fastgan", **settings: Any) -> None:
+        self.precision, self.name, self.settings = precision, name, settings
+        self.implementation = ""
         self._built: tuple[Workload, Trainer] | None = None
 
     def trainer(self, workload: Workload) -> Trainer:
@@ -55,6 +57,7 @@ class FastganProvider:
             precision=self.precision,
             seed=workload.seed,
             device=str(workload.device),
+            **self.settings,
         )
         with tempfile.TemporaryDirectory() as folder:
             data = random_images(Path(folder), workload.batch_size, workload.image_size)
@@ -72,6 +75,8 @@ class FastganProvider:
         state = trainer.state
         before = named_parameters(state.generator, state.discriminator)
         metrics = trainer.step(workload.images())
+        if workload.device.type == "cuda":
+            self.implementation = trainer.runner.how
         return take_record(
             before,
             state.generator,
@@ -89,6 +94,14 @@ class FastganProvider:
         if self.precision == "fp32":
             images = workload.images()
         return lambda: trainer.step(images)
+
+
+# The switches of the fast step, one by one, on top of the operators alone.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "fastgan, operators alone": {"one_pass": "off", "cast_once": False},
+    "fastgan, one D pass": {"one_pass": "on", "cast_once": False},
+    "fastgan, weights cast once": {"one_pass": "off", "cast_once": True},
+}
 
 
 def random_images(folder: Path, count: int, image_size: int, seed: int = 0) -> PackedImages:

@@ -199,7 +199,7 @@ PARTS: dict[str, Callable[[Request, torch.device], Iterator[tuple[str, Run]]]] =
 
 def serve(request: Request) -> int:
     """Run a part's tasks, handing rows over as they come; return the exit status."""
-    from bench.cli import prepare_device
+    from bench.cli_options import prepare_device
 
     device = prepare_device(request.device)
     with open(request.file, "a", encoding="utf-8") as stream:

@@ -37,6 +37,7 @@ class StepOptions:
         seed: of weights, images and latents.
         width: channels of the networks' outer hidden maps.
         tiny: measure the ceilings with tiny buffers (a walk through the code).
+        switches: also fastgan's step with each of its switches alone.
     """
 
     device: torch.device
@@ -48,6 +49,7 @@ class StepOptions:
     seed: int = 0
     width: int = 64
     tiny: bool = False
+    switches: bool = False
 
     def baselines(self, precision: str) -> list[Recipe]:
         """The baselines asked for, at a precision.
@@ -104,10 +106,13 @@ class BaselineProvider:
 
 
 def all_providers(options: StepOptions, precision: str) -> list[StepProvider]:
-    """fastgan and the baselines asked for, at a precision."""
-    from bench.fastgan_step import FastganProvider
+    """fastgan, its switches one by one if asked for, and the baselines, at a precision."""
+    from bench.fastgan_step import SWITCHES, FastganProvider
 
-    return [FastganProvider(precision), *map(BaselineProvider, options.baselines(precision))]
+    ours = [FastganProvider(precision)]
+    if options.switches:
+        ours += [FastganProvider(precision, name, **each) for name, each in SWITCHES.items()]
+    return [*ours, *map(BaselineProvider, options.baselines(precision))]
 
 
 def run_step(
