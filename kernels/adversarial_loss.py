@@ -92,9 +92,9 @@ def _cost(t, label, OBJECTIVE: tl.constexpr, ROLE: tl.constexpr):
     elif OBJECTIVE == "least_squares":
         return 0.5 * (t - label) * (t - label), t - label
     elif OBJECTIVE == "hinge" and ROLE != "generator":
-        sign: tl.constexpr = -1.0 if ROLE == "real" else 1.0
-        margin = 1.0 + sign * t
-        return tl.where(margin <= 0, 0.0, margin), tl.where(margin > 0, sign, 0.0)
+        side: tl.constexpr = -1.0 if ROLE == "real" else 1.0
+        margin = 1.0 + side * t
+        return tl.where(margin <= 0, 0.0, margin), tl.where(margin > 0, side, 0.0)
     elif OBJECTIVE == "wasserstein" or OBJECTIVE == "hinge":
         if ROLE == "fake":
             return t, one
