@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fastgan.objectives import OBJECTIVES, Objective, objective_named
+from fastgan.ops import native_cpu
 from fastgan.ops.implementations import (
     Choice,
     Implementation,
@@ -101,6 +102,7 @@ def _triton_supports(call: Call) -> str | None:
 
 
 IMPLEMENTATIONS = (
+    native_cpu.ADVERSARIAL_LOSS,
     Implementation(
         "triton",
         _triton_supports,

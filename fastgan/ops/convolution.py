@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastgan.ops import native_cpu
 from fastgan.ops.activations import activate
 from fastgan.ops.library import register
 
@@ -183,7 +184,11 @@ REFERENCE: Launchers = {
     "wgrad": _reference_wgrad,
 }
 TRITON: Launchers = {"fprop": _triton_fprop, "dgrad": _triton_dgrad, "wgrad": _triton_wgrad}
-LAUNCHERS: dict[str, Launchers] = {"reference": REFERENCE, "triton": TRITON}
+LAUNCHERS: dict[str, Launchers] = {
+    "reference": REFERENCE,
+    "triton": TRITON,
+    "cpu": native_cpu.CONVOLUTION,
+}
 
 
 # -------------------------------------------------------- operators of torch.ops.fastgan

@@ -1,0 +1,241 @@
+"""The native CPU kernels as implementations of the operators: what they serve, and where they win.
+
+An operator's table takes its "cpu" record from here: `supports` and `prefers` of the calls of that
+operator, and the launchers of `fastgan.native_kernels` under the operator's names. A preference is
+asked for in two steps: first the table of what was measured, then whether the kernels can be had,
+which may build them; so a call that they would not win builds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastgan import native, native_kernels
+from fastgan.errors import BackendError
+from fastgan.ops.implementations import Implementation
+
+NCHW = "the input is contiguous (NCHW) and would be copied: use torch.channels_last"
+
+
+@dataclass(frozen=True)
+class Win:
+    """Convolutions, forward and backward together, that beat torch's by measurement.
+
+    Attributes:
+        level: the instruction-set level in use.
+        dtype: of the call.
+        fewer, more: least numbers of channels on the side with fewer and with more of them.
+    """
+
+    level: str
+    dtype: torch.dtype
+    fewer: int
+    more: int
+
+
+#: Against torch 2.13 (oneDNN 3.12) on one thread of a Zen 5 core, batch 64, DCGAN's layers: `python
+#: -m bench ops --device cpu` measures them. AMX is not among the measured: its row stands on the
+#: prototype whose design it follows, with a wide margin.
+WINS = (
+    Win("amx_bf16", torch.bfloat16, 128, 128),
+    Win("amx_bf16", torch.float32, 256, 256),
+    Win("avx512_bf16", torch.bfloat16, 64, 64),
+    Win("avx512_bf16", torch.float32, 256, 256),
+    Win("avx512", torch.float32, 256, 256),
+)
+
+
+@torch.compiler.assume_constant_result
+def _level() -> str | None:
+    """Return the level that calls run at, or None where the kernels cannot be had."""
+    extension = native.extension()
+    return None if extension is None else extension.module.level()
+
+
+@torch.compiler.assume_constant_result
+def _missing() -> str | None:
+    """Return why the kernels cannot be had, or None; may build them."""
+    return native_kernels.usable()
+
+
+@torch.compiler.assume_constant_result
+def _ruled_out() -> str | None:
+    """Return why they can never be had in this process, as far as is known without trying."""
+    return native.ruled_out()
+
+
+def supports(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the kernels cannot serve data of this kind, or None; builds nothing."""
+    reason = native_kernels.unsupported(device=device, dtype=dtype)
+    return reason if reason is not None else _ruled_out()
+
+
+def prefers_elementwise(channels_last: bool) -> str | None:
+    """Return why torch's operators serve batch norm, bias or losses instead, or None."""
+    if not channels_last:
+        return NCHW
+    reason = _missing()
+    if reason is None and _level() == "portable":
+        reason = "the processor has no vector instructions that the kernels use"
+    return reason
+
+
+def prefers_convolution(call: Any) -> str | None:
+    """Return why torch's convolution serves the call instead, or None."""
+    if not call.channels_last:
+        return NCHW
+    channels = sorted((call.big_channels, call.small_channels))
+    wins = [
+        win
+        for win in WINS
+        if win.dtype == call.dtype and channels[0] >= win.fewer and channels[1] >= win.more
+    ]
+    reason = None if wins else "torch's convolution is faster or not measured for these channels"
+    if reason is None:
+        reason = _missing()
+    if reason is None and _level() not in [win.level for win in wins]:
+        reason = f"torch's convolution is faster at the processor's level, {_level()}"
+    return reason
+
+
+def supports_convolution(call: Any) -> str | None:
+    """Return why the convolution kernels cannot serve the call, or None."""
+    if call.groups != 1 or call.dilation != (1, 1):
+        return "native convolutions have groups=1 and dilation=1"
+    return supports(call.device, call.dtype)
+
+
+def _require() -> None:
+    reason = _missing()
+    if reason is not None:
+        raise BackendError(f"backend 'cpu' cannot serve this call: {reason}")
+
+
+def _fprop(big, weight, bias, stride, padding, activation, negative_slope):
+    _require()
+    return native_kernels.fprop(
+        big, weight, bias, stride=stride, padding=padding,
+        activation=activation, negative_slope=negative_slope,
+    )  # fmt: skip
+
+
+def _dgrad(small, weight, bias, big_size, stride, padding, activation, negative_slope):
+    _require()
+    return native_kernels.dgrad(
+        small, weight, bias, big_size=big_size, stride=stride, padding=padding,
+        activation=activation, negative_slope=negative_slope,
+    )  # fmt: skip
+
+
+def _wgrad(big, small, kernel_size, stride, padding, out_dtype):
+    _require()
+    return native_kernels.wgrad(
+        big, small, kernel_size=kernel_size, stride=stride, padding=padding, out_dtype=out_dtype
+    )
+
+
+CONVOLUTION: dict[str, Callable[..., torch.Tensor]] = {
+    "fprop": _fprop,
+    "dgrad": _dgrad,
+    "wgrad": _wgrad,
+}
+
+
+def _training(
+    x, running_mean, running_var, weight, bias, momentum, eps, activation, negative_slope,
+    stat_groups,
+):  # fmt: skip
+    _require()
+    result = native_kernels.forward_training(
+        x, running_mean, running_var, weight, bias, momentum=momentum, eps=eps,
+        activation=activation, negative_slope=negative_slope, stat_groups=stat_groups,
+    )  # fmt: skip
+    for buffer in (running_mean, running_var):
+        if buffer is not None and not buffer.is_inference():
+            # A kernel's writes are invisible to autograd's check for modified tensors.
+            torch.autograd.graph.increment_version(buffer)
+    return result
+
+
+def _inference(x, running_mean, running_var, weight, bias, eps, activation, negative_slope):
+    _require()
+    return native_kernels.forward_inference(
+        x, running_mean, running_var, weight, bias, eps=eps,
+        activation=activation, negative_slope=negative_slope,
+    )  # fmt: skip
+
+
+def _batch_norm_backward(
+    grad_y, x, mean, invstd, weight, bias, eps, activation, negative_slope, stat_groups, training
+):  # fmt: skip
+    _require()
+    return native_kernels.backward(
+        grad_y, x, mean, invstd, weight, bias, activation=activation,
+        negative_slope=negative_slope, stat_groups=stat_groups, training=training,
+    )  # fmt: skip
+
+
+BATCH_NORM_ACT = Implementation(
+    "cpu",
+    lambda call: supports(call.device, call.dtype),
+    lambda call: prefers_elementwise(call.channels_last),
+    {"training": _training, "inference": _inference, "backward": _batch_norm_backward},
+)
+
+
+def _forward(x, bias, activation, negative_slope):
+    _require()
+    return native_kernels.bias_act_forward(
+        x, bias, activation=activation, negative_slope=negative_slope
+    )
+
+
+def _backward(grad_y, x, bias, activation, negative_slope):
+    _require()
+    return native_kernels.bias_act_backward(
+        grad_y, x, bias, activation=activation, negative_slope=negative_slope
+    )
+
+
+def _prefers_bias_act(call: Any) -> str | None:
+    if call.bias_dtype is None:
+        return "without a bias torch's own activation is one pass already"
+    return prefers_elementwise(call.channels_last)
+
+
+BIAS_ACT = Implementation(
+    "cpu",
+    lambda call: supports(call.device, call.dtype),
+    _prefers_bias_act,
+    {"forward": _forward, "backward": _backward},
+)
+
+
+def _discriminator(real_logits, fake_logits, objective, real_label, fake_label):
+    _require()
+    return native_kernels.discriminator(
+        real_logits, fake_logits, objective=objective, real_label=real_label, fake_label=fake_label
+    )
+
+
+def _generator(fake_logits, objective):
+    _require()
+    return native_kernels.generator(fake_logits, objective=objective)
+
+
+def _supports_loss(call: Any) -> str | None:
+    if len(set(call.dtypes)) > 1:
+        return "the native losses take real and fake logits of one dtype"
+    return supports(call.device, call.dtypes[0])
+
+
+ADVERSARIAL_LOSS = Implementation(
+    "cpu",
+    _supports_loss,
+    lambda call: prefers_elementwise(True),
+    {"discriminator": _discriminator, "generator": _generator},
+)
