@@ -24,7 +24,7 @@ import torch
 # a slow one. Short enough for many samples, long against the resolution of either clock.
 SAMPLE_SECONDS = {"cpu": 2e-3, "cuda": 4e-3}
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
-WARM_UP_CALLS = 3
+WARM_UP_CALLS, WARM_UP_SECONDS = 3, 2.0
 MOST_INPUT_SETS = 16
 
 
@@ -135,9 +135,12 @@ def race(
 
 def _warm_up(contestant: Contestant, device: torch.device) -> int:
     """Run untimed calls; return how many calls make one sample."""
+    begin = time.perf_counter()
     for _ in range(WARM_UP_CALLS):
         with contestant.surround():
             contestant.call()
+        if time.perf_counter() - begin > WARM_UP_SECONDS:
+            break
     one = _sample(contestant, device, 1) * contestant.calls
     return max(1, math.ceil(SAMPLE_SECONDS[device.type] / max(one, 1e-9)))
 
