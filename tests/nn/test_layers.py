@@ -155,7 +155,7 @@ def test_dtype_and_layout_follow_the_twin(dtype: torch.dtype) -> None:
         found = fastgan.accelerate(network)(images)
         assert found.dtype == expected.dtype
         assert found.stride() == expected.stride()
-        # torch rounds the statistics of a bfloat16 layer to bfloat16; normalised values are about 1.
+        # torch rounds a bfloat16 layer's statistics to bfloat16; normalised values are about 1.
         torch.testing.assert_close(
             found, expected, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
         )
