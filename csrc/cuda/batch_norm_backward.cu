@@ -224,9 +224,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const ColumnPlace place = ColumnPlace::of<V>(tiles);
   const Channels<V> channels = Channels<V>::of(tiles, place, norm);
   // The thread reads back what it wrote itself: no barrier. First all of x, then all of dy.
-  Pack<T, V>* kept = reinterpret_cast<Pack<T, V>*>(scratch + kThreads * V) + place.column_thread;
-  const int64_t plane = tiles.rows_per_split * tiles.column_threads;
-  auto slot = [&](int64_t row) { return (row - place.first_row) * tiles.column_threads; };
+  T* kept = reinterpret_cast<T*>(scratch + kThreads * V) + place.column_thread * V;
+  const int64_t plane = tiles.rows_per_split * tiles.column_threads * V;
+  auto slot = [&](int64_t row) { return (row - place.first_row) * tiles.column_threads * V; };
   Sums<V> own = {};
   walk_rows<Pair<T, V>, kPairsInFlight>(
       tiles, place, [&](int64_t row) { return load_pair<T, V>(tiles, place, x, grad_y, row); },
@@ -235,8 +235,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
         for (int u = 0; u < kPairsInFlight; ++u) {
           if (u >= valid) break;
           const int64_t at = slot(row + u * tiles.row_threads());
-          kept[at] = rows[u].x;
-          kept[plane + at] = rows[u].grad_y;
+          store_shared(kept + at, rows[u].x);
+          store_shared(kept + plane + at, rows[u].grad_y);
         }
         own.absorb(rows, valid, channels, norm);
       });
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   cooperative_groups::this_grid().sync();
   write_parameter_gradients<V>(tiles, place, partials, norm, scratch);
   write_gradient<T, V>(tiles, place, norm, partials, scratch, grad_x, [&](int64_t row) {
-    return Pair<T, V>{kept[slot(row)], kept[plane + slot(row)]};
+    return Pair<T, V>{load<V>(kept + slot(row)), load<V>(kept + plane + slot(row))};
   });
 }
 

@@ -229,15 +229,15 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   float* scratch = reinterpret_cast<float*>(block_memory);
   const ColumnPlace place = ColumnPlace::of<V>(tiles);
   // The thread reads back what it wrote itself: no barrier.
-  Pack<T, V>* kept = reinterpret_cast<Pack<T, V>*>(scratch + kThreads * V) + place.column_thread;
-  auto slot = [&](int64_t row) { return (row - place.first_row) * tiles.column_threads; };
+  T* kept = reinterpret_cast<T*>(scratch + kThreads * V) + place.column_thread * V;
+  auto slot = [&](int64_t row) { return (row - place.first_row) * tiles.column_threads * V; };
   Statistics<V> own = {};
   walk_rows<Pack<T, V>, kRowsInFlight>(
       tiles, place, [&](int64_t row) { return load<V>(x + row * tiles.channels + place.column); },
       [&](const Pack<T, V>(&packs)[kRowsInFlight], int64_t row, int valid) {
 #pragma unroll
         for (int u = 0; u < kRowsInFlight; ++u) {
-          if (u < valid) kept[slot(row + u * tiles.row_threads())] = packs[u];
+          if (u < valid) store_shared(kept + slot(row + u * tiles.row_threads()), packs[u]);
         }
         absorb(own, packs, valid);
       });
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   float mean[V], inverse_deviation[V];
   find_statistics(tiles, place, partials, norm, scratch, mean, inverse_deviation);
   write_normalised(tiles, place, norm, mean, inverse_deviation, y,
-                   [&](int64_t row) { return kept[slot(row)]; });
+                   [&](int64_t row) { return load<V>(kept + slot(row)); });
 }
 
 constexpr int64_t kStreamingBlocks = 8;  // for each multiprocessor

@@ -22,14 +22,40 @@ struct alignas(V * sizeof(T)) Pack {
 template <class T>
 constexpr int kFullPack = 16 / sizeof(T);
 
+// One access, to any memory: the compiler would take the members of a struct apart.
 template <int V, class T>
 __device__ __forceinline__ Pack<T, V> load(const T* address) {
-  return *reinterpret_cast<const Pack<T, V>*>(address);
+  Pack<T, V> pack;
+  if constexpr (sizeof pack == sizeof(uint4)) {
+    const uint4 words = *reinterpret_cast<const uint4*>(address);
+    memcpy(&pack, &words, sizeof pack);
+  } else {
+    pack = *reinterpret_cast<const Pack<T, V>*>(address);
+  }
+  return pack;
 }
 
 template <class T, int V>
+__device__ __forceinline__ void store_shared(T* address, const Pack<T, V>& pack) {
+  if constexpr (sizeof pack == sizeof(uint4)) {
+    uint4 words;
+    memcpy(&words, &pack, sizeof pack);
+    *reinterpret_cast<uint4*>(address) = words;
+  } else {
+    *reinterpret_cast<Pack<T, V>*>(address) = pack;
+  }
+}
+
+// To global memory, where a plain store of 16 bytes behind a branch is taken apart all the same.
+template <class T, int V>
 __device__ __forceinline__ void store(T* address, const Pack<T, V>& pack) {
-  *reinterpret_cast<Pack<T, V>*>(address) = pack;
+  if constexpr (sizeof pack == sizeof(uint4)) {
+    uint4 words;
+    memcpy(&words, &pack, sizeof pack);
+    __stwb(reinterpret_cast<uint4*>(address), words);
+  } else {
+    *reinterpret_cast<Pack<T, V>*>(address) = pack;
+  }
 }
 
 // Rounding to nearest even: in hardware on the device, by common/numbers.h elsewhere.

@@ -26,6 +26,10 @@ struct uint3 {
   unsigned x, y, z;
 };
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
@@ -94,6 +98,8 @@ T shuffle(uint32_t mask, T value, unsigned source) {
 }
 
 }  // namespace simt
+
+inline void __stwb(uint4* address, uint4 value) { *address = value; }
 
 inline void __syncthreads() { simt::wait_for_block(); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { simt::exchange(mask, 0, simt::lane()); }

@@ -1,0 +1,97 @@
+"""nvcc compiles every kernel for every chip, without a GPU, and each keeps to its budget."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan import native_cuda, native_cuda_build
+from fastgan.errors import NativeBuildError
+
+needs_nvcc = pytest.mark.skipif(
+    native_cuda_build.compiler_obstacle() is not None,
+    reason=str(native_cuda_build.compiler_obstacle()),
+)
+#: Kernels of a family on one chip: three types, and for some two access widths and channel counts.
+KERNELS = {
+    "adversarial_loss": 2 * 3,
+    "batch_norm_backward": 3 * 6,
+    "batch_norm_forward": 3 * 6,
+    "bias_act": 2 * 6 + 1,
+    "image_dgrad": 3 * 6,
+    "image_fprop": 3,
+    "image_wgrad": 2 * 3,
+    "pack_weights": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def table() -> list[native_cuda_build.KernelResources]:
+    return native_cuda_build.resources()
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", native_cuda_build.ARCHITECTURES)
+def test_every_kernel_keeps_to_its_budget_and_spills_nothing(architecture: str, table) -> None:
+    rows = [row for row in table if row.architecture == architecture]
+    found = {
+        family: sum(row.family == family for row in rows) for family in native_cuda_build.FAMILIES
+    }
+    assert found == KERNELS
+    over = {f"{row.family} {row.kernel}": native_cuda_build.violations(row) for row in rows}
+    assert not {name: reasons for name, reasons in over.items() if reasons}
+
+
+#: Kernels that read full packs, by family: for three types, so many that write packs and that
+#: only reduce.
+WIDE_KERNELS = {"bias_act": (2, 0), "batch_norm_forward": (2, 1), "batch_norm_backward": (2, 1)}
+
+
+@needs_nvcc
+@pytest.mark.parametrize("family", WIDE_KERNELS)
+def test_whole_rows_are_moved_16_bytes_at_a_time(family: str, tmp_path: Path) -> None:
+    source = native_cuda_build.source_folder() / f"{family}.cu"
+    target = tmp_path / "kernel.ptx"
+    command = [native_cuda_build.find_nvcc(), *native_cuda_build.FLAGS, "-ptx", "-arch=compute_80"]
+    subprocess.run([*command, str(source), "-o", str(target)], check=True)
+    entries = target.read_text().split(".entry ")[1:]
+    wide = [text for text in entries if "ld.global.v4" in text]
+    writers = [text for text in wide if "st.global.wb.v4" in text]
+    assert (len(writers), len(wide) - len(writers)) == tuple(3 * n for n in WIDE_KERNELS[family])
+    assert all(text.count("ld.global.v4") == 4 for text in wide)  # all under way together
+    assert not any("ld.global.u16" in text or "st.global.u16" in text for text in wide)
+
+
+def test_sources_and_families_agree() -> None:
+    files = {path.stem for path in native_cuda_build.source_folder().glob("*.cu")}
+    assert files == set(native_cuda_build.FAMILIES)
+
+
+def test_the_budget_is_told() -> None:
+    row = native_cuda_build.KernelResources("sm_80", "bias_act", "kernel<float>", 200, 8, 16)
+    assert len(native_cuda_build.violations(row)) == 3
+
+
+def test_the_key_changes_with_a_source(tmp_path: Path) -> None:
+    for name in ("cuda", "common"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kernel.h").write_text("1")
+    first = native_cuda_build.build_key(tmp_path / "cuda")
+    (tmp_path / "common" / "kernel.h").write_text("2")
+    assert native_cuda_build.build_key(tmp_path / "cuda") != first
+
+
+def test_without_nvcc_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDACXX", "no-such-compiler")
+    assert "CUDA toolkit" in native_cuda_build.compiler_obstacle()
+    with pytest.raises(NativeBuildError, match="no nvcc"):
+        native_cuda_build.resources()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_cuda_nothing_is_built_and_the_reason_is_told() -> None:
+    assert "CUDA" in native_cuda.usable()
+    assert native_cuda.folder() is None
