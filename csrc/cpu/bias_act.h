@@ -12,9 +12,13 @@ struct FoldedRows {
   int64_t fold, rows, channels;  // rows and channels after folding
 
   FoldedRows(int64_t all_rows, int64_t row_channels, bool has_bias) : fold(1) {
-    const int64_t most = has_bias ? kLanes : 1024;  // without a bias any width will do
-    while (fold < most && all_rows % (2 * fold) == 0 &&
-           (!has_bias || row_channels * fold % kLanes != 0)) {
+    if (!has_bias) {  // any width will do: the widest block of channels, one after the other
+      for (channels = 4 * kLanes; all_rows * row_channels % channels; channels /= 2) {
+      }
+      rows = all_rows * row_channels / channels;
+      return;
+    }
+    while (fold < kLanes && all_rows % (2 * fold) == 0 && row_channels * fold % kLanes != 0) {
       fold *= 2;
     }
     rows = all_rows / fold;

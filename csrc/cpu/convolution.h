@@ -37,25 +37,48 @@ FASTGAN_SHARED void multiply_group(int64_t vectors, bool fresh, const Stretch<St
 template <class Step>
 constexpr int64_t kStepsOfTurn = 24576 / (kBlock * sizeof(Step));
 
-// For each tap, where the input rows of a task's pixels lie; null outside the input.
+// For each tap, where the input rows of a task's pixels lie; null outside the input. The kRows
+// pixels of a register tile are mostly one place in as many images: found together.
 template <class Step>
 FASTGAN_SHARED void find_rows(const Product& product, const Phase& phase, const Pixels& pixels,
                               const Step* input, int64_t steps, const Step** rows) {
-  for (int64_t tap_y = 0; tap_y < phase.taps_y; ++tap_y) {
-    for (int64_t tap_x = 0; tap_x < phase.taps_x; ++tap_x, rows += kPixels) {
-      for (int64_t pixel = 0; pixel < kPixels; ++pixel) rows[pixel] = nullptr;
-      for (int64_t pixel = 0; pixel < pixels.count; ++pixel) {
-        const int64_t y = pixels.y[pixel] * product.input_stride_y + phase.offset_y +
-                          tap_y * product.tap_shift;
-        const int64_t x = pixels.x[pixel] * product.input_stride_x + phase.offset_x +
-                          tap_x * product.tap_shift;
-        if (y < 0 || y >= product.input_height || x < 0 || x >= product.input_width) continue;
-        rows[pixel] =
-            input +
-            ((pixels.image[pixel] * product.input_height + y) * product.input_width + x) * steps;
-      }
+  const int64_t image_steps = product.input_height * product.input_width * steps;
+  for (int64_t pixel = pixels.count; pixel < kPixels; ++pixel) {
+    for (int64_t tap = 0; tap < phase.taps_y * phase.taps_x; ++tap) {
+      rows[tap * kPixels + pixel] = nullptr;
     }
   }
+  int64_t pixel = 0;
+  while (pixel < pixels.count) {
+    int64_t last = pixel + 1;
+    while (last < pixels.count && pixels.x[last] == pixels.x[pixel] &&
+           pixels.y[last] == pixels.y[pixel] && pixels.image[last] == pixels.image[last - 1] + 1) {
+      ++last;
+    }
+    const int64_t first_y = pixels.y[pixel] * product.input_stride_y + phase.offset_y;
+    const int64_t first_x = pixels.x[pixel] * product.input_stride_x + phase.offset_x;
+    const Step* image = input + pixels.image[pixel] * image_steps;
+    const Step** target = rows;
+    for (int64_t tap_y = 0; tap_y < phase.taps_y; ++tap_y) {
+      const int64_t y = first_y + tap_y * product.tap_shift;
+      for (int64_t tap_x = 0; tap_x < phase.taps_x; ++tap_x, target += kPixels) {
+        const int64_t x = first_x + tap_x * product.tap_shift;
+        const bool inside =
+            y >= 0 && y < product.input_height && x >= 0 && x < product.input_width;
+        const Step* row = inside ? image + (y * product.input_width + x) * steps : nullptr;
+        const int64_t stride = inside ? image_steps : 0;
+        for (int64_t index = pixel; index < last; ++index, row += stride) target[index] = row;
+      }
+    }
+    pixel = last;
+  }
+}
+
+// The kernel position of a phase's tap.
+FASTGAN_SHARED int64_t tap_of(const Product& product, const Phase& phase, int64_t tap) {
+  const int64_t y = phase.first_tap_y + tap / phase.taps_x * product.tap_step_y;
+  const int64_t x = phase.first_tap_x + tap % phase.taps_x * product.tap_step_x;
+  return y * product.kernel_width + x;
 }
 
 // Sums of a task; input rows are read where they lie. `rows` has room for kPixels a tap and
@@ -83,9 +106,7 @@ void add_taps(const Product& product, const Phase& phase, const Pixels& pixels,
             inside |= tap_rows[r] != nullptr;
             stretch.rows[r] = (tap_rows[r] ? tap_rows[r] : zeros) + first;
           }
-          const int64_t y = phase.first_tap_y + tap / phase.taps_x * product.tap_step_y;
-          const int64_t x = phase.first_tap_x + tap % phase.taps_x * product.tap_step_x;
-          stretch.weights = weights + ((y * product.kernel_width + x) * steps + first) * kBlock;
+          stretch.weights = weights + (tap_of(product, phase, tap) * steps + first) * kBlock;
           used += inside;
         }
         if (used == 0) continue;
@@ -150,33 +171,74 @@ FASTGAN_SHARED void copy_patch(const Product& product, const Phase& phase, const
   }
 }
 
-// Sums of a task from copied patches; `weights` are packed flat for this phase alone.
+// True if the taps of one kernel row are one run of whole steps in the input.
+template <class Step>
+FASTGAN_SHARED bool rows_are_runs(const Product& product, const Phase& phase) {
+  return product.tap_shift == 1 && phase.taps_x * product.inputs % kElements<Step> == 0;
+}
+
+// Where a kernel row of one pixel's patch lies: in the input, or in zeros, or (at the left and right
+// border) copied into `copy`.
+template <class Step, class T>
+FASTGAN_SHARED const Step* run_of_row(const Product& product, const Phase& phase, const T* image,
+                                      int64_t y, int64_t x, const T* zeros, T* copy) {
+  const int64_t inputs = product.inputs;
+  if (y < 0 || y >= product.input_height) return reinterpret_cast<const Step*>(zeros);
+  const T* row = image + y * product.input_width * inputs;
+  if (x >= 0 && x + phase.taps_x <= product.input_width) {
+    return reinterpret_cast<const Step*>(row + x * inputs);
+  }
+  for (int64_t tap = 0; tap < phase.taps_x; ++tap) {
+    const bool inside = x + tap >= 0 && x + tap < product.input_width;
+    for (int64_t channel = 0; channel < inputs; ++channel) {
+      copy[tap * inputs + channel] = inside ? row[(x + tap) * inputs + channel] : T{};
+    }
+  }
+  return reinterpret_cast<const Step*>(copy);
+}
+
+// Sums of a task from patches; `weights` are packed flat for this phase alone. `buffer` has room for
+// the patches of kRows + 1 pixels and `stretches` for one a kernel row.
 template <class Step, class T>
 void add_patches(const Product& product, const Phase& phase, const Pixels& pixels, const T* input,
-                 const Step* weights, int64_t vectors, T* patches, float* sums) {
+                 const Step* weights, int64_t vectors, T* buffer, Stretch<Step>* stretches,
+                 float* sums) {
   const int64_t elements = phase.taps_y * phase.taps_x * product.inputs;
   const int64_t steps = steps_of<Step>(elements), stride = steps * kElements<Step>;
   const int64_t image_size = product.input_height * product.input_width * product.inputs;
-  for (int64_t pixel = 0; pixel < pixels.count; ++pixel) {
-    T* patch = patches + pixel * stride;
-    copy_patch(product, phase, input + pixels.image[pixel] * image_size,
-               pixels.y[pixel] * product.input_stride_y + phase.offset_y,
-               pixels.x[pixel] * product.input_stride_x + phase.offset_x, patch);
-    memset(patch + elements, 0, (stride - elements) * sizeof(T));
-  }
   if (steps == 0) {  // a phase that no tap reaches
     memset(sums, 0, pixels.count * kBlock * sizeof(float));
     return;
   }
+  const bool runs = rows_are_runs<Step>(product, phase);
+  const int64_t count = runs ? phase.taps_y : 1, run = phase.taps_x * product.inputs;
+  T* patches = buffer + stride;
+  memset(static_cast<void*>(buffer), 0, stride * sizeof(T));
   for (int64_t group = 0; group * kRows < pixels.count; ++group) {
-    Stretch<Step> stretch;
     for (int r = 0; r < kRows; ++r) {
-      const int64_t pixel = group * kRows + r;
-      stretch.rows[r] = reinterpret_cast<const Step*>(
-          patches + (pixel < pixels.count ? pixel : pixels.count - 1) * stride);
+      const int64_t wanted = group * kRows + r;
+      const int64_t pixel = wanted < pixels.count ? wanted : pixels.count - 1;
+      const T* image = input + pixels.image[pixel] * image_size;
+      const int64_t y = pixels.y[pixel] * product.input_stride_y + phase.offset_y;
+      const int64_t x = pixels.x[pixel] * product.input_stride_x + phase.offset_x;
+      T* patch = patches + r * stride;
+      if (!runs) {
+        copy_patch(product, phase, image, y, x, patch);
+        for (int64_t element = elements; element < stride; ++element) patch[element] = T{};
+        stretches->rows[r] = reinterpret_cast<const Step*>(patch);
+        continue;
+      }
+      for (int64_t tap_y = 0; tap_y < phase.taps_y; ++tap_y) {
+        stretches[tap_y].rows[r] =
+            run_of_row<Step>(product, phase, image, y + tap_y, x, static_cast<const T*>(buffer),
+                             patch + tap_y * run);
+      }
     }
-    stretch.weights = weights;
-    multiply_group(vectors, true, &stretch, 1, steps, sums + group * kRows * kBlock);
+    for (int64_t tap_y = 0; tap_y < count; ++tap_y) {
+      stretches[tap_y].weights = weights + tap_y * (run / kElements<Step>) * kBlock;
+    }
+    multiply_group(vectors, true, stretches, count, steps / count,
+                   sums + group * kRows * kBlock);
   }
 }
 
@@ -233,14 +295,18 @@ FASTGAN_SHARED void run_task(const Product& product, const Phase& phase, int64_t
   store_result(product, phase, pixels, channel, channels, sums);
 }
 
-// All phases from input rows where they lie. Blocks of weights are the outermost order of tasks.
-template <class Step, class PhaseOf>
-void run_taps(const Product& product, int64_t phases, const PhaseOf& phase_of, const Step* input,
-              const Step* packed, int64_t taps) {
-  const int64_t steps = steps_of<Step>(product.inputs);
+// What a pixel outside the input reads.
+template <class Step>
+FASTGAN_SHARED const Step* zero_steps(int64_t steps) {
   auto* zeros = static_cast<Step*>(scratch(Scratch::partials, steps * sizeof(Step)));
   memset(static_cast<void*>(zeros), 0, steps * sizeof(Step));
-  const int64_t blocks = round_up_quotient(product.outputs, kBlock);
+  return zeros;
+}
+
+// Chunks of pixels of the largest phase.
+template <class PhaseOf>
+FASTGAN_SHARED int64_t most_chunks(const Product& product, int64_t phases,
+                                   const PhaseOf& phase_of) {
   int64_t chunks = 0;
   for (int64_t index = 0; index < phases; ++index) {
     const Phase phase = phase_of(index);
@@ -248,6 +314,17 @@ void run_taps(const Product& product, int64_t phases, const PhaseOf& phase_of, c
         round_up_quotient(product.batch * phase.grid_height * phase.grid_width, kPixels);
     if (needed > chunks) chunks = needed;
   }
+  return chunks;
+}
+
+// All phases from input rows where they lie. Blocks of weights are the outermost order of tasks.
+template <class Step, class PhaseOf>
+void run_taps(const Product& product, int64_t phases, const PhaseOf& phase_of, const Step* input,
+              const Step* packed, int64_t taps) {
+  const int64_t steps = steps_of<Step>(product.inputs);
+  const Step* zeros = zero_steps<Step>(steps);
+  const int64_t blocks = round_up_quotient(product.outputs, kBlock);
+  const int64_t chunks = most_chunks(product, phases, phase_of);
   parallel_for(blocks * phases * chunks, [&](int64_t task) {
     const Phase phase = phase_of(task / chunks % phases);
     const int64_t block = task / chunks / phases;
@@ -274,10 +351,11 @@ void run_patches(const Product& product, const Phase& phase,
     const int64_t block = task / chunks;
     run_task(product, phase, block, task % chunks,
              [&](const Pixels& pixels, int64_t vectors, float* sums) {
-               auto* patches =
-                   static_cast<T*>(scratch(Scratch::task, (kPixels + 1) * steps * sizeof(Step)));
+               auto* stretches = static_cast<Stretch<Step>*>(
+                   scratch(Scratch::task, (phase.taps_y + 1) * sizeof(Stretch<Step>) +
+                                              (kRows + 2) * steps * sizeof(Step)));
                add_patches(product, phase, pixels, input, packed + block * steps * kBlock, vectors,
-                           patches, sums);
+                           reinterpret_cast<T*>(stretches + phase.taps_y + 1), stretches, sums);
              });
   });
 }
@@ -302,58 +380,6 @@ FASTGAN_SHARED const int64_t* weight_offsets(const Product& product, const Phase
     }
   }
   return offsets;
-}
-
-// Below this many input channels a tap is too short a reduction to be a loop of its own.
-constexpr int64_t kFewInputs = 8;
-
-template <class PhaseOf>
-void run_product(const Product& product, int64_t phases, const PhaseOf& phase_of,
-                 const void* input, int64_t output_stride, int64_t input_stride) {
-  const Convolution& call = *product.call;
-  const int64_t taps = call.kernel_height * call.kernel_width, tap_stride = call.big_channels;
-  const int64_t input_count =
-      product.batch * product.input_height * product.input_width * product.inputs;
-  const int64_t weight_count = taps * call.small_channels * call.big_channels;
-  with_step(call.type, [&](auto chosen) {
-    using Step = typename decltype(chosen)::type;
-    using T = typename ElementOf<Step>::type;
-    const auto* steps = as_steps<Step>(input, call.type, input_count, Scratch::first_operand);
-    const auto* weight = reinterpret_cast<const T*>(
-        as_steps<Step>(call.weight, call.type, weight_count, Scratch::second_operand));
-    WeightOrder order{product.outputs, output_stride, taps, tap_stride, product.inputs, nullptr,
-                      0};
-    if (product.inputs >= kFewInputs && product.inputs % kElements<Step> == 0) {
-      order.offsets = weight_offsets(product, nullptr, tap_stride, input_stride);
-      run_taps<Step>(product, phases, phase_of, steps, pack_weight<Step>(weight, order), taps);
-      return;
-    }
-    order.taps = 1;
-    for (int64_t index = 0; index < phases; ++index) {
-      const Phase phase = phase_of(index);
-      order.elements = phase.taps_y * phase.taps_x * product.inputs;
-      order.offsets = weight_offsets(product, &phase, tap_stride, input_stride);
-      run_patches<Step>(product, phase, reinterpret_cast<const T*>(steps),
-                        pack_weight<Step>(weight, order));
-    }
-  });
-}
-
-void fprop(const Convolution& call) {
-  const int64_t taps = call.kernel_height * call.kernel_width;
-  run_product(
-      fprop_product(call), 1, [&](int64_t) { return fprop_phase(call); }, call.big,
-      taps * call.big_channels, 1);
-}
-
-void dgrad(const Convolution& call) {
-  const int64_t taps = call.kernel_height * call.kernel_width;
-  run_product(
-      dgrad_product(call), call.stride_height * call.stride_width,
-      [&](int64_t index) {
-        return dgrad_phase(call, index / call.stride_width, index % call.stride_width);
-      },
-      call.small, 1, taps * call.big_channels);
 }
 
 }  // namespace fastgan::cpu::FASTGAN_LEVEL

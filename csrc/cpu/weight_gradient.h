@@ -11,7 +11,7 @@
 // taps x channels of a copied patch are broadcast.
 #pragma once
 
-#include "convolution.h"
+#include "products.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 

@@ -187,7 +187,7 @@ TRITON: Launchers = {"fprop": _triton_fprop, "dgrad": _triton_dgrad, "wgrad": _t
 LAUNCHERS: dict[str, Launchers] = {
     "reference": REFERENCE,
     "triton": TRITON,
-    "cpu": native_cpu.CONVOLUTION,
+    "cpu": native_cpu.convolution_launchers(REFERENCE),
 }
 
 

@@ -18,35 +18,57 @@ from fastgan import native, native_kernels
 from fastgan.errors import BackendError
 from fastgan.ops.implementations import Implementation
 
+Launchers = dict[str, Callable[..., torch.Tensor]]
 NCHW = "the input is contiguous (NCHW) and would be copied: use torch.channels_last"
 
 
 @dataclass(frozen=True)
 class Win:
-    """Convolutions, forward and backward together, that beat torch's by measurement.
+    """Convolutions that beat torch's by measurement; the others are left to torch.
 
     Attributes:
-        level: the instruction-set level in use.
+        levels: instruction-set levels in use.
         dtype: of the call.
-        fewer, more: least numbers of channels on the side with fewer and with more of them.
+        direction: "fprop", "dgrad" or "wgrad".
+        fewer, more: bounds (least, most) on the channels of the side with fewer and with more.
     """
 
-    level: str
+    levels: tuple[str, ...]
     dtype: torch.dtype
-    fewer: int
-    more: int
+    direction: str
+    fewer: tuple[int, int]
+    more: tuple[int, int]
 
 
-#: Against torch 2.13 (oneDNN 3.12) on one thread of a Zen 5 core, batch 64, DCGAN's layers: `python
-#: -m bench ops --device cpu` measures them. AMX is not among the measured: its row stands on the
-#: prototype whose design it follows, with a wide margin.
+_MANY = 1 << 30
+_AVX512 = ("avx512_bf16", "avx512")
+#: Against torch 2.13 (oneDNN 3.12) on one thread of a Zen 5 core, batch 64, DCGAN's layers. AMX is
+#: not among the measured: its rows stand on the prototype whose design it follows, with a margin.
 WINS = (
-    Win("amx_bf16", torch.bfloat16, 128, 128),
-    Win("amx_bf16", torch.float32, 256, 256),
-    Win("avx512_bf16", torch.bfloat16, 64, 64),
-    Win("avx512_bf16", torch.float32, 256, 256),
-    Win("avx512", torch.float32, 256, 256),
+    Win(("avx512_bf16",), torch.bfloat16, "fprop", (64, _MANY), (128, _MANY)),
+    Win(("avx512_bf16",), torch.bfloat16, "dgrad", (64, _MANY), (128, _MANY)),
+    Win(("avx512_bf16",), torch.bfloat16, "wgrad", (64, _MANY), (64, _MANY)),
+    Win(("avx512_bf16",), torch.bfloat16, "dgrad", (1, 4), (64, _MANY)),
+    Win(_AVX512, torch.float32, "fprop", (256, _MANY), (256, _MANY)),
+    Win(_AVX512, torch.float32, "dgrad", (64, _MANY), (128, _MANY)),
+    Win(_AVX512, torch.float32, "wgrad", (64, _MANY), (64, _MANY)),
+    Win(_AVX512, torch.float32, "dgrad", (1, 4), (64, _MANY)),
+    Win(("amx_bf16",), torch.bfloat16, "fprop", (128, _MANY), (256, _MANY)),
+    Win(("amx_bf16",), torch.bfloat16, "dgrad", (128, _MANY), (256, _MANY)),
+    Win(("amx_bf16",), torch.bfloat16, "wgrad", (128, _MANY), (128, _MANY)),
 )
+
+
+def _wins(dtype: torch.dtype, big_channels: int, small_channels: int) -> list[Win]:
+    """Return the rows of the table that hold for these channels, at any level."""
+    fewer, more = sorted((big_channels, small_channels))
+    return [
+        win
+        for win in WINS
+        if win.dtype == dtype
+        and win.fewer[0] <= fewer <= win.fewer[1]
+        and win.more[0] <= more <= win.more[1]
+    ]
 
 
 @torch.compiler.assume_constant_result
@@ -88,17 +110,12 @@ def prefers_convolution(call: Any) -> str | None:
     """Return why torch's convolution serves the call instead, or None."""
     if not call.channels_last:
         return NCHW
-    channels = sorted((call.big_channels, call.small_channels))
-    wins = [
-        win
-        for win in WINS
-        if win.dtype == call.dtype and channels[0] >= win.fewer and channels[1] >= win.more
-    ]
+    wins = _wins(call.dtype, call.big_channels, call.small_channels)
     reason = None if wins else "torch's convolution is faster or not measured for these channels"
     if reason is None:
         reason = _missing()
-    if reason is None and _level() not in [win.level for win in wins]:
-        reason = f"torch's convolution is faster at the processor's level, {_level()}"
+    if reason is None and not any(_level() in win.levels for win in wins):
+        reason = f"torch's convolution is faster or not measured at the level {_level()}"
     return reason
 
 
@@ -115,34 +132,48 @@ def _require() -> None:
         raise BackendError(f"backend 'cpu' cannot serve this call: {reason}")
 
 
-def _fprop(big, weight, bias, stride, padding, activation, negative_slope):
-    _require()
-    return native_kernels.fprop(
-        big, weight, bias, stride=stride, padding=padding,
-        activation=activation, negative_slope=negative_slope,
-    )  # fmt: skip
+def convolution_launchers(reference: Launchers) -> Launchers:
+    """Return fprop, dgrad and wgrad: native where that was measured to win, else the reference's.
 
+    A call's forward and backward are computed by one implementation; which of its directions torch
+    computes faster is decided here, one by one.
+    """
 
-def _dgrad(small, weight, bias, big_size, stride, padding, activation, negative_slope):
-    _require()
-    return native_kernels.dgrad(
-        small, weight, bias, big_size=big_size, stride=stride, padding=padding,
-        activation=activation, negative_slope=negative_slope,
-    )  # fmt: skip
+    def native_wins(direction: str, dtype: torch.dtype, big: int, small: int) -> bool:
+        _require()
+        level = _level()
+        wins = _wins(dtype, big, small)
+        return any(win.direction == direction and level in win.levels for win in wins)
 
+    def fprop(big, weight, bias, stride, padding, activation, negative_slope):
+        if not native_wins("fprop", big.dtype, big.shape[1], weight.shape[0]):
+            return reference["fprop"](
+                big, weight, bias, stride, padding, activation, negative_slope
+            )
+        return native_kernels.fprop(
+            big, weight, bias, stride=stride, padding=padding,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
 
-def _wgrad(big, small, kernel_size, stride, padding, out_dtype):
-    _require()
-    return native_kernels.wgrad(
-        big, small, kernel_size=kernel_size, stride=stride, padding=padding, out_dtype=out_dtype
-    )
+    def dgrad(small, weight, bias, big_size, stride, padding, activation, negative_slope):
+        if not native_wins("dgrad", small.dtype, weight.shape[1], small.shape[1]):
+            return reference["dgrad"](
+                small, weight, bias, big_size, stride, padding, activation, negative_slope
+            )
+        return native_kernels.dgrad(
+            small, weight, bias, big_size=big_size, stride=stride, padding=padding,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
 
+    def wgrad(big, small, kernel_size, stride, padding, out_dtype):
+        if not native_wins("wgrad", big.dtype, big.shape[1], small.shape[1]):
+            return reference["wgrad"](big, small, kernel_size, stride, padding, out_dtype)
+        return native_kernels.wgrad(
+            big, small, kernel_size=kernel_size, stride=stride, padding=padding,
+            out_dtype=out_dtype,
+        )  # fmt: skip
 
-CONVOLUTION: dict[str, Callable[..., torch.Tensor]] = {
-    "fprop": _fprop,
-    "dgrad": _dgrad,
-    "wgrad": _wgrad,
-}
+    return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
 
 
 def _training(
