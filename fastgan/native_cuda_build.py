@@ -52,6 +52,18 @@ OLDEST_CUDA = (12, 8)
 #: What a kernel may use, whatever the chip. Registers: a column or product kernel runs two blocks
 #: of 256 threads on a multiprocessor; batch norm's shared memory is cut to the chip when launched.
 REGISTERS_LIMIT = 128
+#: Dynamic shared memory that a block may ask for, in bytes, by family. Batch norm's resident
+#: kernels are cut to the chip: two of their blocks always fit on a multiprocessor.
+SHARED_LIMITS = {
+    "adversarial_loss": 64,
+    "bias_act": 8192,
+    "image_dgrad": 4096,
+    "image_fprop": 8704,
+    "image_wgrad": 8704,
+    "pack_weights": 4160,
+    "batch_norm_forward": 227 * 1024 // 2,
+    "batch_norm_backward": 227 * 1024 // 2,
+}
 
 
 @dataclass(frozen=True)
@@ -186,6 +198,7 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     assert sources is not None
     assert nvcc is not None
     assert host is not None
+    key = build_key(sources)  # of what is read now, should a source change meanwhile
     deadline = time.monotonic() + native_build.BUILD_LIMIT
     torch_folder = Path(torch.__file__).parent
     base = [nvcc, *FLAGS, *HOST_FLAGS, "-ccbin", host, "-isystem", str(torch_folder / "include")]
@@ -214,7 +227,7 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     )  # fmt: skip
     for built in work:
         built.unlink()
-    native_build.write_record(folder, build_key(sources), nvcc, LIBRARY)
+    native_build.write_record(folder, key, nvcc, LIBRARY)
     return library
 
 

@@ -68,6 +68,7 @@ class Library:
         self._handle = ctypes.CDLL(str(path))
         self._handle.simt_allocate.restype = ctypes.c_void_p
         self._handle.simt_release.restype = ctypes.c_bool
+        self._handle.simt_most_shared.restype = ctypes.c_size_t
         self._handle.simt_error.restype = ctypes.c_char_p
         self._buffers: list[Buffer] = []
 
@@ -107,6 +108,10 @@ class Library:
         message = self._handle.simt_error().decode()
         if code or message:
             raise LaunchError(f"{launcher}: {message or f'refused ({code})'}")
+
+    def most_shared(self) -> int:
+        """Return the most shared memory, in bytes, that a block asked for since the last call."""
+        return int(self._handle.simt_most_shared())
 
     def release(self) -> None:
         """Free all buffers.

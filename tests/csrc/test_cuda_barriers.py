@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import test_cuda_adversarial_loss as loss
 import test_cuda_batch_norm as batch_norm
+import test_cuda_bias_act as bias_act
 import test_cuda_image_convolution as convolution
 import test_cuda_pack_weights as packing
 import torch
 from simt_library import Barrier, LaunchError, Library, barriers, compile_without
+
+from fastgan.native_cuda_build import SHARED_LIMITS
 
 NORM = batch_norm.BIG
 CONVOLUTION = replace(convolution.DCGAN, small_size=(9, 9), small_channels=70)
@@ -41,6 +44,7 @@ def convolution_check(direction: str) -> Callable[[Library, int], None]:
 CHECKS: dict[str, list[Callable[[Library, int], None]]] = {
     "batch_norm_forward": norm_checks(batch_norm.check_forward),
     "batch_norm_backward": norm_checks(batch_norm.check_backward),
+    "bias_act": [lambda simt, order: bias_act.check(simt, replace(bias_act.IMAGES, seed=order))],
     "adversarial_loss": [lambda simt, order: loss.check(simt, replace(LOSS, order=order))],
     "image_fprop": [convolution_check("fprop")],
     "image_dgrad": [convolution_check("dgrad")],
@@ -79,9 +83,11 @@ def fails(simt: Library, check: Callable[[Library, int], None], order: int) -> b
 
 @pytest.mark.parametrize("family", CHECKS)
 def test_the_checks_pass_with_all_barriers(shim_library: Library, family: str) -> None:
+    shim_library.most_shared()
     assert not any(
         fails(shim_library, check, order) for check in CHECKS[family] for order in ORDERS
     )
+    assert 0 < shim_library.most_shared() <= SHARED_LIMITS[family]
 
 
 @pytest.mark.parametrize(

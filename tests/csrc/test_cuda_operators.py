@@ -1,12 +1,13 @@
-"""The torch operators and the Python launchers of the CUDA kernels, end to end without a GPU.
+"""The torch operators and the launchers of the CUDA kernels, end to end, beside torch's twins.
 
-csrc/cuda/operators.cpp is compiled against the shim and registered for CPU tensors: the launchers
-then run as they do on a GPU, and are held to the twins in torch.
+On a GPU they run the library that is shipped. Elsewhere csrc/cuda/operators.cpp is compiled against
+the shim and registered for CPU tensors, so that the launchers run as they do on a GPU.
 """
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ SETTINGS = {"activation": "leaky_relu", "negative_slope": 0.2}
 
 
 @pytest.fixture(scope="module")
-def _operators(shim_objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+def shim_operators(shim_objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
     """`torch.ops.fastgan_cuda`, computing on the CPU."""
     folder = tmp_path_factory.mktemp("operators")
     sources = (SOURCES / "cuda" / "operators.cpp", SHIM / "torch_stream.cpp")
@@ -38,14 +39,25 @@ def _operators(shim_objects: dict[str, Path], tmp_path_factory: pytest.TempPathF
     torch.ops.load_library(str(folder / "operators.so"))
 
 
-@pytest.fixture(autouse=True)
-def _usable(_operators: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_cuda, "usable", lambda: None)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the tensors of a test lie; the operators that serve them are loaded."""
+    if request.param == "cuda":
+        assert native_cuda.usable() is None
+    elif torch.cuda.is_available():
+        pytest.skip("the operators of the real library have the same names")
+    else:
+        request.getfixturevalue("shim_operators")
+        monkeypatch.setattr(native_cuda, "usable", lambda: None)
+    torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
 
 
 def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, generator=generator).to(dtype)
+    values = torch.randn(shape, generator=generator, device="cpu").to(torch.get_default_device())
+    values = values.to(dtype)
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
@@ -127,18 +139,21 @@ def test_convolutions_of_images_are_like_torch() -> None:
         images(16, 3, 4, 4, seed=2),
     )
     bias, steps = images(16, seed=3), {"stride": (2, 2), "padding": (1, 1)}
-    same(kernels.fprop(big, weight, bias, activation="relu", **steps),
-         F.relu(F.conv2d(big, weight, bias, **steps)))  # fmt: skip
-    twin = F.conv_transpose2d(small, weight, bias[:3], output_padding=(1, 0), **steps)
+    exact_big, exact_small, exact_bias = big.double(), small.double(), bias.double()
+    exact_weight = weight.double().requires_grad_()
+    twin = F.conv2d(exact_big, exact_weight, exact_bias, **steps)
+    twin.backward(exact_small)
+    same(kernels.fprop(big, weight, bias, activation="relu", **steps), F.relu(twin))
+    got = kernels.wgrad(big, small, kernel_size=(4, 4), **steps)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    same(got, exact_weight.grad)
+    twin = F.conv_transpose2d(
+        exact_small, exact_weight, exact_bias[:3], output_padding=(1, 0), **steps
+    )
     same(
         kernels.dgrad(small, weight, bias[:3], big_size=(9, 8), activation="tanh", **steps),
         torch.tanh(twin),
     )
-    leaf = weight.clone().requires_grad_()
-    F.conv2d(big, leaf, **steps).backward(small)
-    got = kernels.wgrad(big, small, kernel_size=(4, 4), **steps)
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    same(got, leaf.grad)
 
 
 def test_packing_writes_the_targets() -> None:

@@ -73,6 +73,7 @@ const std::function<void()>* body;
 jmp_buf scheduler;
 uint64_t random_state = 1;
 bool ranked;  // this launch goes by ranks
+size_t most_shared;
 std::string failure;
 volatile sig_atomic_t faulted;
 void* volatile fault_address;
@@ -277,6 +278,7 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, bool together,
     if (failure.empty()) failure = "a launch of an impossible size";
     return cudaErrorInvalidConfiguration;
   }
+  most_shared = std::max(most_shared, shared_bytes);
   gridDim = grid;
   blockDim = block;
   body = &kernel;
@@ -316,6 +318,9 @@ const char* cudaGetErrorString(cudaError_t error) {
 extern "C" {
 
 void simt_seed(uint64_t seed) { simt::random_state = seed * 0x9e3779b97f4a7c15u | 1; }
+
+// The most shared memory that a block has asked for since the last question.
+size_t simt_most_shared() { return std::exchange(simt::most_shared, 0); }
 
 // Why the last launch failed, or ""; kernels can be launched again afterwards.
 const char* simt_error() {
