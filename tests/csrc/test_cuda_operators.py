@@ -19,6 +19,7 @@ from fastgan import native_cuda
 from fastgan import native_cuda_kernels as kernels
 from fastgan.native_cuda_build import FAMILIES, HOST_FLAGS
 from fastgan.objectives import OBJECTIVES
+from fastgan.ops import native_cuda as native_cuda_ops
 
 SETTINGS = {"activation": "leaky_relu", "negative_slope": 0.2}
 
@@ -205,3 +206,30 @@ def same(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(
         got.double(), expected.detach().double(), rtol=8 * eps, atol=128 * torch.finfo().eps
     )
+
+
+def test_the_tables_records_reach_the_kernels() -> None:
+    x, bias, steps = images(2, 3, 8, 8), images(3, seed=1), ((2, 2), (1, 1))
+    weight, epilogue = images(8, 3, 4, 4, seed=2), ("leaky_relu", 0.2)
+    forward = native_cuda_ops.BIAS_ACT.run
+    y = forward["forward"](x, bias, *epilogue)
+    same(y, F.leaky_relu(x + bias.view(1, 3, 1, 1), 0.2))
+    assert len(forward["backward"](x, x, bias, *epilogue)) == 2
+    norm = native_cuda_ops.BATCH_NORM_ACT.run
+    running = [torch.zeros(3), torch.ones(3)]
+    version = running[0]._version
+    y, mean, invstd = norm["training"](x, *running, None, bias, 0.1, 1e-5, *epilogue, 2)
+    assert running[0]._version > version
+    assert y.shape == x.shape
+    assert len(norm["backward"](x, x, mean, invstd, None, bias, 1e-5, *epilogue, 2, True)) == 3
+    inferred = norm["inference"](x, *running, None, bias, 1e-5, *epilogue)
+    same(inferred, F.leaky_relu(F.batch_norm(x, *running, None, bias, eps=1e-5), 0.2))
+    loss = native_cuda_ops.ADVERSARIAL_LOSS.run
+    assert len(loss["discriminator"](bias, bias, "hinge", 1.0, 0.0)) == 5
+    assert len(loss["generator"](bias, "hinge")) == 3
+    convolution = native_cuda_ops.CONVOLUTION.run
+    small = convolution["fprop"](x, weight, None, *steps, *epilogue)
+    assert small.shape == (2, 8, 4, 4)
+    assert convolution["dgrad"](small, weight, bias, (8, 8), *steps, *epilogue).shape == x.shape
+    gradient = convolution["wgrad"](x, small, (4, 4), *steps, torch.float32)
+    assert gradient.shape == weight.shape
