@@ -182,10 +182,9 @@ def _run(command: list[str], deadline: float) -> None:
     except OSError as error:
         raise NativeBuildError(f"{command[0]} could not be run: {error}") from None
     if done.returncode:
-        lines = done.stdout.decode(errors="replace").strip().splitlines()
-        first = next((line for line in lines if "error" in line.lower()), lines[-1:] or "")
-        text = first if isinstance(first, str) else first[0]
-        raise NativeBuildError(f"{Path(command[0]).name} failed ({done.returncode}): {text[:300]}")
+        lines = done.stdout.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        first = next((line for line in lines if "error" in line.lower()), lines[-1])
+        raise NativeBuildError(f"{Path(command[0]).name} failed ({done.returncode}): {first[:300]}")
 
 
 def compile_library(folder: Path, progress: Callable[[int, int], None] | None = None) -> Path:
