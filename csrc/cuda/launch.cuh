@@ -31,6 +31,11 @@ cudaError_t launch(const Launch& how, void (*kernel)(Parameters...), Arguments&&
                              static_cast<int>(how.shared_bytes));
     if (refused != cudaSuccess) return refused;
   }
+  if (how.together) {  // several blocks must fit: all of the memory that can be shared memory is
+    const cudaError_t refused = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    if (refused != cudaSuccess) return refused;
+  }
   cudaLaunchAttribute cooperative = {};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;

@@ -54,6 +54,7 @@ struct Place {
   }
 
   static void check(cudaError_t error) {
+    if (error != cudaSuccess) cudaGetLastError();  // or torch's next launch would report it
     STD_TORCH_CHECK(error == cudaSuccess, "fastgan_cuda: ", cudaGetErrorString(error));
   }
 };
