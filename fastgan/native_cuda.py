@@ -12,12 +12,35 @@ import shutil
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fastgan import native, native_build, native_cuda_build
 from fastgan.errors import NativeBuildError
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `fastgan doctor` says about the CUDA kernels.
+
+    Attributes:
+        usable: True if the kernels are loaded.
+        reason: why they are not, or None.
+        folder: of the loaded library, or None.
+        nvcc: the compiler that a build would use, or None.
+        nvcc_version: (major, minor) of its CUDA toolkit, or None.
+        architectures: chips with machine code of their own.
+    """
+
+    usable: bool
+    reason: str | None
+    folder: Path | None
+    nvcc: str | None
+    nvcc_version: tuple[int, int] | None
+    architectures: tuple[str, ...]
+
 
 _lock = threading.RLock()
 _folder: Path | None = None  # of the loaded library
@@ -59,6 +82,25 @@ def usable() -> str | None:
                     _reason = str(error)
             _tried = True
         return _reason
+
+
+def status() -> Status:
+    """Describe the state of the CUDA kernels without building anything."""
+    reason = None
+    if _folder is None:
+        reason = _reason or obstacle()
+        if reason is None and _find() is None:
+            reason = native_cuda_build.compiler_obstacle()
+        reason = reason or "not asked for yet (the first call loads or compiles them)"
+    nvcc = native_cuda_build.find_nvcc()
+    return Status(
+        usable=_folder is not None,
+        reason=reason,
+        folder=_folder,
+        nvcc=nvcc,
+        nvcc_version=None if nvcc is None else native_cuda_build.nvcc_version(nvcc),
+        architectures=native_cuda_build.ARCHITECTURES,
+    )
 
 
 def folder() -> Path | None:

@@ -67,6 +67,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._handle = ctypes.CDLL(str(path))
         self._handle.simt_allocate.restype = ctypes.c_void_p
+        self._handle.simt_allocate_sparse.restype = ctypes.c_void_p
         self._handle.simt_release.restype = ctypes.c_bool
         self._handle.simt_most_shared.restype = ctypes.c_size_t
         self._handle.simt_error.restype = ctypes.c_char_p
@@ -82,7 +83,26 @@ class Library:
         size = count * dtype.itemsize
         if size == 0:
             return torch.empty(tuple(shape), dtype=dtype)
-        address = self._handle.simt_allocate(ctypes.c_size_t(size))
+        return self._on(self._handle.simt_allocate(ctypes.c_size_t(size)), shape, dtype)
+
+    def sparse(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return a contiguous tensor of zeros that takes memory only where it is touched.
+
+        Its size must be a multiple of 4096 bytes.
+        """
+        size = torch.Size(shape).numel() * dtype.itemsize
+        address = self._handle.simt_allocate_sparse(ctypes.c_size_t(size))
+        if address is None:
+            raise MemoryError(f"no {size} bytes of address space, or no multiple of a page")
+        return self._on(address, shape, dtype)
+
+    def only_last_block(self, only: bool) -> None:
+        """Run only the last block of every grid, or all of them again."""
+        self._handle.simt_only_last_block(ctypes.c_bool(only))
+
+    def _on(self, address: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        count = torch.Size(shape).numel()
+        size = count * dtype.itemsize
         memory = (ctypes.c_uint8 * size).from_address(address)
         tensor = torch.frombuffer(memory, dtype=dtype, count=count).view(tuple(shape))
         self._buffers.append(Buffer(tensor, address, size))

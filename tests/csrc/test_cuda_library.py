@@ -120,3 +120,13 @@ def test_a_cache_that_cannot_be_written_is_a_reason(
 def test_off_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTGAN_NATIVE", "off")
     assert native_cuda.obstacle() == "FASTGAN_NATIVE=off"
+
+
+def test_status_builds_nothing_and_says_what_is_there(pretence: Pretence) -> None:
+    assert "not asked for yet" in native_cuda.status().reason
+    assert pretence.compiled == 0
+    native_cuda.usable()
+    status = native_cuda.status()
+    assert status.usable
+    assert status.reason is None
+    assert status.folder == native_cuda.folder()

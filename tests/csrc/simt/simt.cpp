@@ -73,6 +73,7 @@ const std::function<void()>* body;
 jmp_buf scheduler;
 uint64_t random_state = 1;
 bool ranked;  // this launch goes by ranks
+bool only_last;  // of a grid's blocks only the last one runs
 size_t most_shared;
 std::string failure;
 volatile sig_atomic_t faulted;
@@ -289,15 +290,15 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, bool together,
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   sigaction(SIGSEGV, &action, &previous_segv);
   sigaction(SIGBUS, &action, &previous_bus);
-  std::vector<unsigned> order(count);
-  for (size_t i = 0; i < count; ++i) order[i] = static_cast<unsigned>(i);
-  for (size_t i = count; i > 1; --i) std::swap(order[i - 1], order[draw(i)]);
-  for (size_t next = 0; next < count && failure.empty();) {
+  std::vector<unsigned> order(only_last ? 1 : count);
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<unsigned>(count - 1 - i);
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw(i)]);
+  for (size_t next = 0; next < order.size() && failure.empty();) {
     std::vector<Block> blocks;
     do {
       blocks.push_back(make_block(order[next], blocks.size() * threads));
       ++next;
-    } while (together && next < count);
+    } while (together && next < order.size());
     run_together(blocks, shared_bytes);
     if (faulted) failure = "a thread touched memory outside of its buffers";
     if (!margin_untouched(shared_bytes)) failure = "a thread wrote beyond its shared memory";
@@ -319,6 +320,9 @@ extern "C" {
 
 void simt_seed(uint64_t seed) { simt::random_state = seed * 0x9e3779b97f4a7c15u | 1; }
 
+// With it, tensors of billions of elements are tested where their indices are largest.
+void simt_only_last_block(bool only) { simt::only_last = only; }
+
 // The most shared memory that a block has asked for since the last question.
 size_t simt_most_shared() { return std::exchange(simt::most_shared, 0); }
 
@@ -339,6 +343,16 @@ void* simt_allocate(size_t bytes) {
   mprotect(memory + simt::kPage, pages, PROT_READ | PROT_WRITE);
   memset(memory + simt::kPage, 0xff, pages);
   return memory + simt::kPage + pages - bytes;
+}
+
+// Zeros that take no memory until they are touched, between two faults: whole pages.
+void* simt_allocate_sparse(size_t bytes) {
+  auto* memory = static_cast<unsigned char*>(mmap(nullptr, bytes + 2 * simt::kPage, PROT_NONE,
+                                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                                                  0));
+  if (memory == MAP_FAILED || bytes % simt::kPage != 0) return nullptr;
+  mprotect(memory + simt::kPage, bytes, PROT_READ | PROT_WRITE);
+  return memory + simt::kPage;
 }
 
 // Returns false if something was written before the buffer.
