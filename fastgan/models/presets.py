@@ -39,9 +39,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     {
                         "image_size": (32, 32),
                         "channels": 1,
-                        "latent_dim": 64,
+                        "latent_dim": 32,
                         "generator_width": 32,
-                        "discriminator_width": 16,
+                        "discriminator_width": 32,
                         "real_label": 0.9,
                         "steps": 1500,
                     }
