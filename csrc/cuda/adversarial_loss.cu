@@ -33,7 +33,8 @@ struct Means {
 
 // Writes the gradients of the mean cost; the sums of this thread's costs and scores.
 template <class T, Objective objective, Role role>
-__device__ __forceinline__ Means walk_outputs(const T* outputs, T* gradients, int64_t count, float label) {
+__device__ __forceinline__ Means walk_outputs(const T* outputs, T* gradients, int64_t count,
+                                              float label) {
   const float share = 1.0f / static_cast<float>(count);
   Means sums = {};
   for (int64_t i = threadIdx.x; i < count; i += kLossThreads) {
@@ -47,8 +48,8 @@ __device__ __forceinline__ Means walk_outputs(const T* outputs, T* gradients, in
 }
 
 template <class T, Role role>
-__device__ __forceinline__ Means walk_as(Objective objective, const T* outputs, T* gradients, int64_t count,
-                         float label) {
+__device__ __forceinline__ Means walk_as(Objective objective, const T* outputs, T* gradients,
+                                         int64_t count, float label) {
   switch (objective) {
 #define CASE(name)      \
   case Objective::name: \
@@ -73,8 +74,8 @@ __device__ __forceinline__ Means walk_as(Objective objective, const T* outputs, 
 
 // Means over the block; of no outputs 0/0 = NaN, as torch has it.
 template <class T, Role role>
-__device__ __forceinline__ Means mean_costs(Objective objective, const T* outputs, T* gradients, int64_t count,
-                            float label) {
+__device__ __forceinline__ Means mean_costs(Objective objective, const T* outputs, T* gradients,
+                                            int64_t count, float label) {
   float* scratch = reinterpret_cast<float*>(block_memory);
   Means means = walk_as<T, role>(objective, outputs, gradients, count, label);
   const float divisor = static_cast<float>(count);

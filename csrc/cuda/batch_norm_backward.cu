@@ -5,8 +5,8 @@
 //   dx = invstd * weight * (dz - (sum(dz) + xhat * sum(dz * xhat)) / rows)
 //
 // where the sums of a group count only if its statistics came from x. The kernels add up
-// dz * (x - mean), so that a thread keeps fewer constants; the rest follows at the end. Tiles, grid and masks:
-// columns.cuh. The activation is recomputed from x.
+// dz * (x - mean), so that a thread keeps fewer constants; the rest follows at the end. Tiles, grid
+// and masks: columns.cuh. The activation is recomputed from x.
 //
 //   streaming   x, dy -> [sums of a split] -> partials; then, in a second launch,
 //               partials -> sums;  x, dy -> dx

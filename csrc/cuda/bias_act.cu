@@ -1,7 +1,7 @@
 // Bias + activation, forward and backward: y = act(x + bias), the bias along the channels, NHWC.
 //
-// Tiles, grid and masks: columns.cuh. Narrow tensors (an image's 3 channels) are folded: `fold` rows
-// count as one of fold * channels columns, so that 16-byte accesses serve them too.
+// Tiles, grid and masks: columns.cuh. Narrow tensors (an image's 3 channels) are folded: `fold`
+// rows count as one of fold * channels columns, so that 16-byte accesses serve them too.
 //
 //   forward    x -> [add, activate] -> y
 //   backward   x, dy -> dx, [sums of dx of a split] -> partials; then, in a second launch,
@@ -24,7 +24,9 @@ struct BiasOfColumns {
                                                      int64_t channels) {
     BiasOfColumns result;
 #pragma unroll
-    for (int v = 0; v < V; ++v) result.values[v] = value_or(bias, (place.column + v) % channels, 0.0f);
+    for (int v = 0; v < V; ++v) {
+      result.values[v] = value_or(bias, (place.column + v) % channels, 0.0f);
+    }
     return result;
   }
 };

@@ -8,7 +8,8 @@
 //  split  |            |      |   time.
 //         +------------+------+
 //
-// Grid: one axis; the column block is the fastest part of the index, then the split, then the group.
+// Grid: one axis; the column block is the fastest part of the index, then the split, then the
+// group.
 // Masks: columns past the last (`inside`), rows past the end of the split.
 #pragma once
 

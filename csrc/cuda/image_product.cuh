@@ -46,7 +46,8 @@ struct PatchOrigin {
 
   // The image's value under the patch's position; 0 in the padding.
   template <class T>
-  __device__ __forceinline__ float value(const ImageConvolution& conv, const PatchColumn& at) const {
+  __device__ __forceinline__ float value(const ImageConvolution& conv,
+                                         const PatchColumn& at) const {
     const int h = height + at.height, w = width + at.width;
     if (h < 0 || h >= conv.big_height || w < 0 || w >= conv.big_width) return 0.0f;
     const int64_t row = (image * conv.big_height + h) * conv.big_width + w;

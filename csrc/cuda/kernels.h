@@ -105,7 +105,7 @@ struct WeightToPack {
   int64_t strides[4];  // of the source, in elements, for S, B, kh, kw
 };
 
-// Fewer than this many weights are packed by one launch, more by several.
+// Up to so many weights are packed by one launch, more by several.
 constexpr int kWeightsOfOneLaunch = 48;
 
 size_t batch_norm_forward_workspace(const BatchNormForward&, const Device&);

@@ -1,5 +1,5 @@
-// Weights in kernel layout: float32 [S, B, kh, kw] of any strides becomes dense [S, kh, kw, B] of the
-// data's type, many weights in one launch.
+// Weights in kernel layout: float32 [S, B, kh, kw] of any strides becomes dense [S, kh, kw, B] of
+// the data's type, many weights in one launch.
 //
 //              taps                      B
 //   source  +---------+   shared      +------+  target     A block moves one S, kPackBig of B and
@@ -36,14 +36,13 @@ __global__ void __launch_bounds__(kPackThreads)
     pack_weights_kernel(const __grid_constant__ Weights weights) {
   float* tile = reinterpret_cast<float*>(block_memory);  // [kPackTaps][kPackBig + 1]
   constexpr int kRow = kPackBig + 1;
+  const int grid_block = static_cast<int>(blockIdx.x);
   int item = 0;
-  while (item + 1 < weights.count && static_cast<int>(blockIdx.x) >= weights.first_block[item + 1]) {
-    ++item;
-  }
+  while (item + 1 < weights.count && grid_block >= weights.first_block[item + 1]) ++item;
   const WeightToPack& weight = weights.items[item];
   const int big_tiles = static_cast<int>(ceil_div(weight.big_channels, kPackBig));
   const int tiles = static_cast<int>(tiles_of_one_small(weight));
-  const int block = static_cast<int>(blockIdx.x) - weights.first_block[item];
+  const int block = grid_block - weights.first_block[item];
   const int64_t small = block / tiles;
   const int first_big = block % tiles % big_tiles * kPackBig;
   const int first_tap = block % tiles / big_tiles * kPackTaps;

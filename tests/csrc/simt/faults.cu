@@ -41,7 +41,8 @@ using namespace fastgan::cuda;
 extern "C" {
 
 int run_reverse(const float* in, float* out, int blocks, int threads, bool waits) {
-  return launch({blocks, threads, threads * sizeof(float), nullptr}, reverse_kernel, in, out, waits);
+  const size_t shared_bytes = threads * sizeof(float);
+  return launch({blocks, threads, shared_bytes, nullptr}, reverse_kernel, in, out, waits);
 }
 int run_warp_sum(const float* in, float* out, int threads) {
   return launch({1, threads, 0, nullptr}, warp_sum_kernel, in, out);

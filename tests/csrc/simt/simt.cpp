@@ -1,11 +1,11 @@
 // Runs CUDA kernels on the host: every thread of a block is a fiber.
 //
 // A fiber runs until it waits at a barrier; which one runs next is drawn from a seed, and so is the
-// order of the blocks: in half of the launches any thread may be next, in the others each warp and
-// each of its lanes has a rank, so that some warps run as far ahead of the rest as they can. Where a
-// barrier is missing, a fiber reads what nobody has written yet (shared memory starts as NaN) or
-// overwrites what others have still to read. Threads that can never go on, memory beyond a buffer and shared memory beyond the
-// block's are errors of the launch, told by simt_error().
+// order of the blocks. In half of the launches any thread may be next; in the others each warp and
+// each of its lanes has a rank, so that some warps run as far ahead of the rest as they can. Where
+// a barrier is missing, a fiber reads what nobody has written yet (shared memory starts as NaN) or
+// overwrites what others have still to read. Threads that can never go on, memory beyond a buffer
+// and shared memory beyond the block's are errors of the launch, told by simt_error().
 //
 // Fibers are entered by setcontext, once, and switched by _longjmp, which costs nanoseconds.
 #include "cuda_runtime.h"
@@ -184,7 +184,8 @@ void run_block(Block& block) {
 
 Block make_block(unsigned linear, size_t first_fiber) {
   Block block;
-  block.index = {linear % gridDim.x, linear / gridDim.x % gridDim.y, linear / gridDim.x / gridDim.y};
+  block.index = {linear % gridDim.x, linear / gridDim.x % gridDim.y,
+                 linear / gridDim.x / gridDim.y};
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
   constexpr uint64_t kRanks = 1u << 20;
   uint64_t warp_rank = 0;
