@@ -31,6 +31,7 @@ class Win:
         dtype: of the call.
         direction: "fprop", "dgrad" or "wgrad".
         fewer, more: bounds (least, most) on the channels of the side with fewer and with more.
+        only_fused: only with an activation in the epilogue, which saves torch's pass for it.
     """
 
     levels: tuple[str, ...]
@@ -38,6 +39,7 @@ class Win:
     direction: str
     fewer: tuple[int, int]
     more: tuple[int, int]
+    only_fused: bool = False
 
 
 _MANY = 1 << 30
@@ -49,6 +51,7 @@ WINS = (
     Win(("avx512_bf16",), torch.bfloat16, "dgrad", (64, _MANY), (128, _MANY)),
     Win(("avx512_bf16",), torch.bfloat16, "wgrad", (64, _MANY), (64, _MANY)),
     Win(("avx512_bf16",), torch.bfloat16, "dgrad", (1, 4), (64, _MANY)),
+    Win(("avx512_bf16",), torch.bfloat16, "fprop", (1, 4), (64, _MANY), only_fused=True),
     Win(_AVX512, torch.float32, "fprop", (256, _MANY), (256, _MANY)),
     Win(_AVX512, torch.float32, "dgrad", (64, _MANY), (128, _MANY)),
     Win(_AVX512, torch.float32, "wgrad", (64, _MANY), (64, _MANY)),
@@ -139,14 +142,18 @@ def convolution_launchers(reference: Launchers) -> Launchers:
     computes faster is decided here, one by one.
     """
 
-    def native_wins(direction: str, dtype: torch.dtype, big: int, small: int) -> bool:
+    def native_wins(
+        direction: str, dtype: torch.dtype, big: int, small: int, activation: str = "identity"
+    ) -> bool:
         _require()
-        level = _level()
-        wins = _wins(dtype, big, small)
-        return any(win.direction == direction and level in win.levels for win in wins)
+        level, fused = _level(), activation != "identity"
+        return any(
+            win.direction == direction and level in win.levels and (fused or not win.only_fused)
+            for win in _wins(dtype, big, small)
+        )
 
     def fprop(big, weight, bias, stride, padding, activation, negative_slope):
-        if not native_wins("fprop", big.dtype, big.shape[1], weight.shape[0]):
+        if not native_wins("fprop", big.dtype, big.shape[1], weight.shape[0], activation):
             return reference["fprop"](
                 big, weight, bias, stride, padding, activation, negative_slope
             )
@@ -156,7 +163,7 @@ def convolution_launchers(reference: Launchers) -> Launchers:
         )  # fmt: skip
 
     def dgrad(small, weight, bias, big_size, stride, padding, activation, negative_slope):
-        if not native_wins("dgrad", small.dtype, weight.shape[1], small.shape[1]):
+        if not native_wins("dgrad", small.dtype, weight.shape[1], small.shape[1], activation):
             return reference["dgrad"](
                 small, weight, bias, big_size, stride, padding, activation, negative_slope
             )
@@ -233,8 +240,8 @@ def _backward(grad_y, x, bias, activation, negative_slope):
 
 
 def _prefers_bias_act(call: Any) -> str | None:
-    if call.bias_dtype is None:
-        return "without a bias torch's own activation is one pass already"
+    if call.bias_dtype is None and call.activation == "identity":
+        return "there is nothing to compute"
     return prefers_elementwise(call.channels_last)
 
 
