@@ -1,0 +1,103 @@
+"""The native kernels behind `fastgan.ops`: chosen where they win, forced, and differentiable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native_cases import dense
+from torch.nn import functional as F
+
+from fastgan import native, native_kernels, ops
+from fastgan.errors import BackendError
+
+BFLOAT16_LEVELS = {"avx512_bf16", "amx_bf16"}
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return dense(torch.randn(shape, generator=generator).to(dtype)).requires_grad_()
+
+
+def test_deep_bfloat16_layers_are_chosen_unasked(extension) -> None:
+    x, weight = drawn(2, 256, 8, 8, dtype=torch.bfloat16), drawn(512, 256, 4, 4).bfloat16()
+    choice = ops.explain_call("conv2d", x, weight, None, 2, 1)
+    expected = "cpu" if extension.module.levels()[0] in BFLOAT16_LEVELS else "reference"
+    assert choice.chosen == expected
+
+
+def test_contiguous_inputs_are_left_to_torch(extension) -> None:
+    x, weight = torch.randn(2, 256, 8, 8).bfloat16(), torch.randn(512, 256, 4, 4).bfloat16()
+    rejected = dict(ops.explain_call("conv2d", x, weight, None, 2, 1).rejected)
+    assert "use torch.channels_last" in rejected["cpu"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("channels", [(64, 128), (3, 64)], ids=str)
+def test_convolutions_agree_with_float64(extension, dtype, transposed, channels) -> None:
+    big, small = channels
+    taken, given = (small, big) if transposed else (big, small)
+    x = drawn(3, taken, 8, 8, dtype=dtype, seed=1)
+    weight = drawn(small, big, 4, 4, dtype=dtype, seed=2)
+    bias = drawn(given, dtype=dtype, seed=3)
+    twin, function = (
+        (F.conv_transpose2d, ops.conv_transpose2d) if transposed else (F.conv2d, ops.conv2d)
+    )
+    exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    exact = twin(*exact_inputs, 2, 1)
+    with ops.backend("cpu"):
+        assert ops.explain_call(function, x, weight, bias, 2, 1).chosen == "cpu"
+        y = function(x, weight, bias, 2, 1)
+    upstream = dense(torch.randn(y.shape).to(dtype))
+    y.backward(upstream)
+    exact.backward(upstream.double())
+    for got, wanted in zip(
+        (y, x.grad, weight.grad, bias.grad),
+        (exact, *(t.grad for t in exact_inputs)),
+        strict=True,
+    ):
+        # Sums of at least 64 products of normal numbers: their size is that of their spread.
+        size = wanted.detach().abs().max()
+        bound = 2 * torch.finfo(dtype).eps * size + 2048 * torch.finfo(torch.float32).eps * size
+        assert (got.double() - wanted).abs().max() <= bound
+
+
+def test_training_a_block_agrees_with_torch(extension) -> None:
+    x = drawn(8, 64, 8, 8, seed=1)
+    twin = torch.nn.BatchNorm2d(64)
+    mean, var = twin.running_mean.clone(), twin.running_var.clone()
+    weight, bias = twin.weight.detach().clone().requires_grad_(), drawn(64, seed=2)
+    with torch.no_grad():
+        twin.bias.copy_(bias)
+    with ops.backend("cpu"):
+        y = ops.batch_norm_act(x, mean, var, weight, bias, True, activation="leaky_relu")
+    other = x.detach().clone().requires_grad_()
+    expected = F.leaky_relu(twin(other), 0.01)
+    upstream = dense(torch.randn(y.shape))
+    y.backward(upstream)
+    expected.backward(upstream)
+    pairs = ((y, expected), (x.grad, other.grad), (mean, twin.running_mean),
+             (var, twin.running_var), (weight.grad, twin.weight.grad))  # fmt: skip
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_are_right(extension) -> None:
+    def gradients(backend: str) -> list[torch.Tensor]:
+        x, weight = drawn(2, 64, 4, 4, seed=1), drawn(128, 64, 4, 4, seed=2)
+        with ops.backend(backend):
+            y = ops.conv2d(x, weight, None, 2, 1)
+            first = torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+            return list(torch.autograd.grad(first.square().sum(), (x, weight)))
+
+    for got, wanted in zip(gradients("cpu"), gradients("reference"), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_forced_without_the_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_extension", None)
+    monkeypatch.setattr(native, "_tried_to_build", False)
+    monkeypatch.setenv("FASTGAN_NATIVE", "off")
+    assert native_kernels.usable() == "FASTGAN_NATIVE=off"
+    with ops.backend("cpu"), pytest.raises(BackendError, match="FASTGAN_NATIVE=off"):
+        ops.bias_act(drawn(2, 3, 4, 4), drawn(3), activation="relu")
