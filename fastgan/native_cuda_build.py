@@ -139,8 +139,9 @@ def build_key(sources: Path) -> str:
     digest = hashlib.sha256(repr((FLAGS, HOST_FLAGS, FAMILIES, ARCHITECTURES)).encode())
     for folder in (sources, sources.parent / "common"):
         for path in sorted(folder.iterdir()):
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
+            if path.suffix in (".h", ".cpp", ".cu", ".cuh"):
+                digest.update(path.name.encode())
+                digest.update(path.read_bytes())
     machine = native_build.machine()
     return f"cuda-{digest.hexdigest()[:16]}-torch{torch.__version__}-{machine}".replace("/", "_")
 

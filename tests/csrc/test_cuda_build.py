@@ -80,6 +80,8 @@ def test_the_key_changes_with_a_source(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "kernel.h").write_text("1")
     first = native_cuda_build.build_key(tmp_path / "cuda")
+    (tmp_path / "cuda" / "__pycache__").mkdir()
+    assert native_cuda_build.build_key(tmp_path / "cuda") == first
     (tmp_path / "common" / "kernel.h").write_text("2")
     assert native_cuda_build.build_key(tmp_path / "cuda") != first
 
