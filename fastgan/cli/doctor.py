@@ -67,7 +67,7 @@ def _findings() -> Iterator[tuple[str, str]]:
 
 
 def _native_kernels() -> Iterator[tuple[str, str]]:
-    from fastgan import native
+    from fastgan import native, native_cuda
 
     status = native.status()
     if status.usable:
@@ -75,6 +75,8 @@ def _native_kernels() -> Iterator[tuple[str, str]]:
     else:
         yield "native", f"not in use: {status.reason}"
     yield "native cache", str(status.cache)
+    cuda = native_cuda.status()
+    yield "native CUDA", f"in {cuda.folder}" if cuda.usable else f"not in use: {cuda.reason}"
 
 
 def _triton() -> str:

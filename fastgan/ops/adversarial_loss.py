@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastgan.objectives import OBJECTIVES, Objective, objective_named
-from fastgan.ops import native_cpu
+from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.implementations import (
     Choice,
     Implementation,
@@ -102,6 +102,7 @@ def _triton_supports(call: Call) -> str | None:
 
 
 IMPLEMENTATIONS = (
+    native_cuda.ADVERSARIAL_LOSS,
     native_cpu.ADVERSARIAL_LOSS,
     Implementation(
         "triton",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from fastgan.ops import native_cpu
+from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.activations import ACTIVATIONS, activate
 from fastgan.ops.implementations import (
     Implementation,
@@ -190,6 +190,7 @@ def _triton_prefers(call: Call) -> str | None:
 
 
 IMPLEMENTATIONS = (
+    native_cuda.BATCH_NORM_ACT,
     native_cpu.BATCH_NORM_ACT,
     Implementation(
         "triton",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan.ops import native_cpu
+from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.activations import ACTIVATIONS, activate, check_activation
 from fastgan.ops.implementations import (
     Choice,
@@ -91,6 +91,7 @@ def _triton_prefers(call: Call) -> str | None:
 
 
 IMPLEMENTATIONS = (
+    native_cuda.BIAS_ACT,
     native_cpu.BIAS_ACT,
     Implementation(
         "triton",

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan.ops import native_cpu
+from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.activations import activate
 from fastgan.ops.library import register
 
@@ -187,6 +187,7 @@ TRITON: Launchers = {"fprop": _triton_fprop, "dgrad": _triton_dgrad, "wgrad": _t
 LAUNCHERS: dict[str, Launchers] = {
     "reference": REFERENCE,
     "triton": TRITON,
+    "cuda": native_cuda.CONVOLUTION.run,
     "cpu": native_cpu.convolution_launchers(REFERENCE),
 }
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan.ops import native_cpu
+from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.convolution import LAUNCHERS, Pair, small_size, smallest_big_size, tf32_allowed
 from fastgan.ops.implementations import (
     Choice,
@@ -97,6 +97,7 @@ def _triton_prefers(call: Call) -> str | None:
 #: Measured on a CPU, forward and backward, 2 to 30 times faster than the convolution: hence first.
 IMPLEMENTATIONS = (
     Implementation("matmul", _matmul_supports, always, {}),
+    native_cuda.CONVOLUTION,
     Implementation(
         "cpu",
         native_cpu.supports_convolution,

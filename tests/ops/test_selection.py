@@ -29,7 +29,7 @@ def test_stems_and_heads_are_matrix_products_unasked():
 def test_what_is_passed_over_comes_with_its_reason():
     choice = ops.explain_call("conv2d", images(), torch.randn(4, 3, 3, 3))
     assert choice.chosen == "reference"
-    assert [name for name, _ in choice.rejected] == ["matmul", "cpu", "triton"]
+    assert [name for name, _ in choice.rejected] == ["matmul", "cuda", "cpu", "triton"]
     assert all(reason for _, reason in choice.rejected)
 
 
