@@ -211,7 +211,7 @@ def test_ctrl_c_stops_after_the_step_and_a_second_one_at_once(trainer) -> None:
 
     def interrupted(*arguments):
         if next(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return inner(*arguments)
 
     one.runner.run = interrupted
@@ -221,10 +221,8 @@ def test_ctrl_c_stops_after_the_step_and_a_second_one_at_once(trainer) -> None:
     again = Trainer.resume(one.run.path, one.data, Console(quiet=True))
 
     def interrupted_twice(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-        return inner(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     again.runner.run = interrupted_twice
     with pytest.raises(KeyboardInterrupt):
