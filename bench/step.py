@@ -134,6 +134,8 @@ def run_step(
     results.ceilings = measure_ceilings(options.device, tiny=options.tiny)
     for workload, precision in step_cases(options):
         chosen = providers(options, precision)
+        # What was compiled for another case counts against the compiler's limit otherwise.
+        torch.compiler.reset()
         results.rows += step_rows(
             workload, precision, chosen, options.seconds, results.ceilings, report
         )
