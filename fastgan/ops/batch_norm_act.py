@@ -157,6 +157,7 @@ def choice(
         x.device,
         x.dtype,
         x.dim(),
+        x.numel(),
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
         (
             None if running_mean is None else running_mean.dtype,

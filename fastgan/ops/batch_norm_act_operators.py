@@ -30,6 +30,7 @@ class Call(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     dimensions: int
+    elements: int
     channels_last: bool
     #: dtypes of running_mean, running_var, weight and bias.
     parameters: tuple[torch.dtype | None, ...]

@@ -35,6 +35,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
     bias_dtype: torch.dtype | None
     dimensions: int
+    elements: int
     channels_last: bool
     activation: str
 
@@ -212,6 +213,7 @@ def choice(
         x.dtype,
         None if bias is None else bias.dtype,
         x.dim(),
+        x.numel(),
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
         activation,
     )

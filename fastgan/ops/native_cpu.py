@@ -99,10 +99,17 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return reason if reason is not None else _ruled_out()
 
 
-def prefers_elementwise(channels_last: bool) -> str | None:
+#: Batch norm and bias + activation on fewer elements take longer to call than to compute: torch's
+#: operators, whose autograd needs no Python, win by up to 1.7 there and lose from here on.
+FEWEST_ELEMENTS = 1 << 16
+
+
+def prefers_elementwise(channels_last: bool, elements: int = FEWEST_ELEMENTS) -> str | None:
     """Return why torch's operators serve batch norm, bias or losses instead, or None."""
     if not channels_last:
         return NCHW
+    if elements < FEWEST_ELEMENTS:
+        return f"on fewer than {FEWEST_ELEMENTS} elements the call costs more than it saves"
     reason = _missing()
     if reason is None and _level() == "portable":
         reason = "the processor has no vector instructions that the kernels use"
@@ -220,7 +227,7 @@ def _batch_norm_backward(
 BATCH_NORM_ACT = Implementation(
     "cpu",
     lambda call: supports(call.device, call.dtype),
-    lambda call: prefers_elementwise(call.channels_last),
+    lambda call: prefers_elementwise(call.channels_last, call.elements),
     {"training": _training, "inference": _inference, "backward": _batch_norm_backward},
 )
 
@@ -242,7 +249,7 @@ def _backward(grad_y, x, bias, activation, negative_slope):
 def _prefers_bias_act(call: Any) -> str | None:
     if call.bias_dtype is None and call.activation == "identity":
         return "there is nothing to compute"
-    return prefers_elementwise(call.channels_last)
+    return prefers_elementwise(call.channels_last, call.elements)
 
 
 BIAS_ACT = Implementation(
