@@ -17,7 +17,10 @@ from bench.results import OK, Environment, Results, Row, slug
 from bench.tables import case_words
 from fastgan.errors import MissingExtraError
 
-OURS_COLOUR, BASELINE_COLOURS = "#0b6e4f", ("#4c72b0", "#dd8452", "#8172b3", "#937860", "#64b5cd")
+OURS_COLOUR = "#0b6e4f"
+# fastgan's own variants, where several stand beside each other.
+OURS_COLOURS = (OURS_COLOUR, "#3d9970", "#7fc8a0", "#b5e0c5")
+BASELINE_COLOURS = ("#4c72b0", "#dd8452", "#8172b3", "#937860", "#64b5cd")
 MOST_BARS = 40
 
 
@@ -137,7 +140,7 @@ def _step_bars(plt: Any, results: Results) -> Any:
     axes.invert_yaxis()
     axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
     axes.set_xlabel("images a second (×: against the best baseline)")
-    figure.legend(fontsize=8, loc="outside upper center", ncols=len(providers))
+    figure.legend(fontsize=8, loc="outside upper center", ncols=4)
     return figure
 
 
@@ -285,10 +288,10 @@ def _fastest(rows: Sequence[Row], ours: bool) -> list[Row]:
 
 
 def _colour(provider: str, providers: Sequence[str]) -> str:
-    if provider.startswith("fastgan"):
-        return OURS_COLOUR
-    others = [name for name in providers if not name.startswith("fastgan")]
-    return BASELINE_COLOURS[others.index(provider) % len(BASELINE_COLOURS)]
+    ours = provider.startswith("fastgan")
+    peers = [name for name in providers if name.startswith("fastgan") == ours]
+    colours = OURS_COLOURS if ours else BASELINE_COLOURS
+    return colours[peers.index(provider) % len(colours)]
 
 
 def _batch(row: Row) -> int:
