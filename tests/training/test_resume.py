@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,15 @@ def test_sigterm_saves_and_leaves_cleanly(config, straight, cache, tmp_path) -> 
     assert_equal_runs(out, straight)
 
 
+@pytest.fixture
+def listening_to_ctrl_c() -> Iterator[None]:
+    """SIGINT as on a terminal: a shell's background processes start with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening_to_ctrl_c")
 def test_ctrl_c_stops_after_the_step_and_a_second_one_at_once(trainer) -> None:
     one = trainer(steps=1000)
     inner = one.runner.run
