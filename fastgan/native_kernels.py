@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgan import native
+from fastgan.native_fusion import Prologue, Statistics
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: In the order of `enum class Activation` (csrc/common/activation.h).
@@ -78,6 +79,7 @@ def forward_training(
     activation: str,
     negative_slope: float,
     stat_groups: int,
+    statistics: Statistics | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm with the statistics of each group, then the activation.
 
@@ -86,22 +88,70 @@ def forward_training(
         running_mean, running_var: [C] or None; advanced once a group, in order, in place.
         weight, bias: [C] or None.
         momentum, eps, activation, negative_slope: as in `fastgan.ops.batch_norm_act`.
+        statistics: of x, from the convolution that made it; x is then read once instead of twice.
 
     Returns:
         (y like x, mean [stat_groups, C], inverse deviation [stat_groups, C], both float32).
     """
     y = torch.empty_like(x)
-    mean = torch.empty((stat_groups, x.shape[1]), dtype=torch.float32)
+    given = None if statistics is None else statistics.m2
+    if statistics is None:
+        mean = torch.empty((stat_groups, x.shape[1]), dtype=torch.float32)
+    else:
+        mean = statistics.mean
     invstd = torch.empty_like(mean)
     running = [_vector(running_mean), _vector(running_var)]
     _operators().batch_norm_forward(
         x, y, _vector(weight), _vector(bias), mean, invstd, *running,
-        momentum, eps, ACTIVATIONS[activation], negative_slope, stat_groups, True,
+        momentum, eps, ACTIVATIONS[activation], negative_slope, stat_groups, True, given,
     )  # fmt: skip
-    for given, used in zip((running_mean, running_var), running, strict=True):
-        if given is not None and used is not None and given.data_ptr() != used.data_ptr():
-            given.copy_(used)  # another dtype or layout than the kernel's
+    _copy_back(running, running_mean, running_var)
     return y, mean, invstd
+
+
+def _copy_back(used: list[Tensor | None], *buffers: Tensor | None) -> None:
+    """Carry the kernel's writes into running statistics of another dtype or layout than its own."""
+    for buffer, written in zip(buffers, used, strict=True):
+        if buffer is not None and written is not None and buffer.data_ptr() != written.data_ptr():
+            buffer.copy_(written)
+
+
+def coefficients(
+    statistics: Statistics,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    rows: int,
+    momentum: float,
+    eps: float,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Prologue]:
+    """Batch norm of a convolution's result whose values the next convolution normalises itself.
+
+    Args:
+        statistics: of the result, as its convolution filled them.
+        running_mean, running_var, weight, bias: [C] or None; the first two advance as in
+            `forward_training`.
+        rows: values of one channel in one group, N / stat_groups * H * W.
+        momentum, eps: as in `fastgan.ops.batch_norm_act`.
+        activation, negative_slope: of the prologue.
+
+    Returns:
+        (mean [stat_groups, C], inverse deviation [stat_groups, C], the prologue that normalises
+        and activates the result).
+    """
+    mean = statistics.mean
+    invstd, scale, shift = (torch.empty_like(mean) for _ in range(3))
+    running = [_vector(running_mean), _vector(running_var)]
+    _operators().batch_norm_coefficients(
+        mean, statistics.m2, _vector(weight), _vector(bias), invstd, scale, shift, *running,
+        momentum, eps, rows,
+    )  # fmt: skip
+    _copy_back(running, running_mean, running_var)
+    return mean, invstd, Prologue(scale, shift, activation, negative_slope)
 
 
 def forward_inference(
@@ -217,6 +267,19 @@ def _channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
+def _fused(prologue: Prologue | None, statistics: Statistics | None) -> tuple[Any, ...]:
+    """The operators' arguments for a prologue and statistics; none where there are neither."""
+    if prologue is None and statistics is None:
+        return ()
+    read: tuple[Any, ...] = (None, None, 0, 0.0)
+    if prologue is not None:
+        read = (
+            prologue.scale, prologue.shift,
+            ACTIVATIONS[prologue.activation], prologue.negative_slope,
+        )  # fmt: skip
+    return read if statistics is None else (*read, statistics.mean, statistics.m2)
+
+
 def fprop(
     big: Tensor,
     weight: Tensor,
@@ -226,6 +289,8 @@ def fprop(
     padding: tuple[int, int],
     activation: str = "identity",
     negative_slope: float = 0.01,
+    prologue: Prologue | None = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """The convolution big -> small: `act(F.conv2d(big, weight, bias, stride, padding))`.
 
@@ -235,6 +300,11 @@ def fprop(
         bias: [S] or None.
         stride, padding: (vertical, horizontal).
         activation, negative_slope: applied in the epilogue.
+        prologue: how big is read; None: as it is.
+        statistics: filled with those of the result; the activation must be "identity".
+
+    Raises:
+        RuntimeError: an argument does not fit; it is named.
 
     Returns:
         [N, S, OH, OW] of big's dtype, dense channels_last.
@@ -248,7 +318,7 @@ def fprop(
     small = _channels_last((big.shape[0], weight.shape[0], *size), big.dtype)
     _operators().fprop(
         big, weight, _vector(bias), small, *stride, *padding,
-        ACTIVATIONS[activation], negative_slope,
+        ACTIVATIONS[activation], negative_slope, *_fused(prologue, statistics),
     )  # fmt: skip
     return small
 
@@ -263,6 +333,8 @@ def dgrad(
     padding: tuple[int, int],
     activation: str = "identity",
     negative_slope: float = 0.01,
+    prologue: Prologue | None = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """The transposed convolution small -> big; also fprop's gradient with respect to big.
 
@@ -271,6 +343,7 @@ def dgrad(
         weight: [S, B, kh, kw] of small's dtype, dense channels_last.
         bias: [B] or None.
         big_size: (H, W) of the result; output_padding is what it is larger than the least.
+        prologue, statistics: as in `fprop`, of small and of the result.
 
     Returns:
         [N, B, H, W] of small's dtype, dense channels_last.
@@ -278,7 +351,7 @@ def dgrad(
     big = _channels_last((small.shape[0], weight.shape[1], *big_size), small.dtype)
     _operators().dgrad(
         small, weight, _vector(bias), big, *stride, *padding,
-        ACTIVATIONS[activation], negative_slope,
+        ACTIVATIONS[activation], negative_slope, *_fused(prologue, statistics),
     )  # fmt: skip
     return big
 
@@ -291,6 +364,8 @@ def wgrad(
     stride: tuple[int, int],
     padding: tuple[int, int],
     out_dtype: torch.dtype | None = None,
+    big_prologue: Prologue | None = None,
+    small_prologue: Prologue | None = None,
 ) -> Tensor:
     """The weight gradient [S, B, kh, kw], dense channels_last, of both convolutions.
 
@@ -298,7 +373,20 @@ def wgrad(
         big: [N, B, H, W]; small: [N, S, OH, OW]; dense channels_last, of one dtype.
         kernel_size, stride, padding: (vertical, horizontal).
         out_dtype: of the result; None for big's.
+        big_prologue, small_prologue: how the operands are read; one of them at most.
+
+    Raises:
+        ValueError: both have a prologue.
+        RuntimeError: an argument does not fit; it is named.
     """
+    if big_prologue is not None and small_prologue is not None:
+        raise ValueError("one of big_prologue and small_prologue must be None")
     weight = _channels_last((small.shape[1], big.shape[1], *kernel_size), out_dtype or big.dtype)
-    _operators().wgrad(big, small, weight, *stride, *padding)
+    fused: tuple[Any, ...] = ()
+    if big_prologue is not None:
+        scale, shift, *activation = _fused(big_prologue, None)
+        fused = (scale, shift, None, None, *activation)
+    elif small_prologue is not None:
+        fused = (None, None, *_fused(small_prologue, None))
+    _operators().wgrad(big, small, weight, *stride, *padding, *fused)
     return weight

@@ -1,14 +1,14 @@
 // Batch norm and activation over [rows, channels]: two passes over memory forward, two backward.
 //
 // A task is a run of row blocks; a block is small enough to stay in the first-level cache, so that
-// its mean and its M2 = sum((x - mean)^2) are two sweeps but one read of memory. Statistics of
-// blocks, then of tasks, are merged in order with Chan's formula (Chan, Golub & LeVeque, 1979).
+// its mean and its M2 are two sweeps but one read of memory (statistics.h). A convolution's epilogue
+// may have made them already: the first pass is then left out.
 // The activation's mask is recomputed in backward; nothing but mean and deviation is kept.
 #pragma once
 
 #include "dispatch.h"
 #include "kernels.h"
-#include "vector.h"
+#include "statistics.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
@@ -29,6 +29,11 @@ struct RowTasks {
     return task * blocks / count * block_rows;
   }
 
+  FASTGAN_SHARED int64_t rows_of(int64_t task) const {
+    const int64_t end = (task + 1) * blocks / count * block_rows;
+    return (end < rows ? end : rows) - first_row(task);
+  }
+
   // Calls visit(first row, number of rows) for each block of a task.
   template <class Visit>
   FASTGAN_SHARED void for_blocks(int64_t task, const Visit& visit) const {
@@ -39,84 +44,65 @@ struct RowTasks {
   }
 };
 
-// Mean and M2 of one block of rows, merged into those of the `seen` rows before it. Means are
-// relative to `origin`, a row of the data: a large mean would take the digits of a small spread.
-template <int vectors, class T>
-FASTGAN_SHARED void merge_block(const T* x, const T* origin, int64_t rows, int64_t channels,
-                                int width, float seen, float* mean, float* m2) {
-  Lanes start[vectors], sum[vectors] = {}, square[vectors] = {};
-  FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) start[v] = load_width(origin + v * kLanes, width);
-  for (int64_t row = 0; row < rows; ++row) {
-    FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
-      sum[v] += load_width(x + row * channels + v * kLanes, width) - start[v];
-    }
+// What follows from a channel's statistics in one group. The running statistics take the unbiased
+// variance, and advance a group after the other.
+FASTGAN_SHARED void finish_channel(const BatchNormForward& call, int64_t group, int64_t channel,
+                                   double mean, double m2) {
+  const double rows = static_cast<double>(call.rows);
+  const int64_t index = group * call.channels + channel;
+  const double deviation = 1.0 / __builtin_sqrt(m2 / rows + call.epsilon);
+  call.inverse_deviation[index] = static_cast<float>(deviation);
+  if (call.scale) {
+    const double scale = call.weight ? call.weight[channel] * deviation : deviation;
+    const double bias = call.bias ? call.bias[channel] : 0.0;
+    call.scale[index] = static_cast<float>(scale);
+    call.shift[index] = static_cast<float>(bias - mean * scale);
   }
-  const float count = static_cast<float>(rows);
-  FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = sum[v] / count;
-  for (int64_t row = 0; row < rows; ++row) {
-    FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
-      const Lanes value = load_width(x + row * channels + v * kLanes, width);
-      const Lanes centred = (value - start[v]) - sum[v];
-      square[v] += centred * centred;
-    }
+  if (call.running_mean) {
+    float& running = call.running_mean[channel];
+    running = static_cast<float>((1.0 - call.momentum) * running + call.momentum * mean);
   }
-  FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
-    const Lanes before = load(mean + v * kLanes);
-    const Lanes delta = sum[v] - before;
-    store(mean + v * kLanes, before + delta * (count / (seen + count)));
-    store(m2 + v * kLanes, load(m2 + v * kLanes) + square[v] +
-                               delta * delta * (seen * (count / (seen + count))));
+  if (call.running_var) {
+    float& running = call.running_var[channel];
+    running = static_cast<float>((1.0 - call.momentum) * running +
+                                 call.momentum * (m2 / (rows - 1.0)));
   }
 }
 
-// Fills mean and inverse_deviation, and advances the running statistics, a group after the other.
+// Statistics that a convolution's epilogue made: x is not read for them.
+FASTGAN_SHARED void take_statistics(const BatchNormForward& call) {
+  for (int64_t group = 0; group < call.groups; ++group) {
+    for (int64_t channel = 0; channel < call.channels; ++channel) {
+      const int64_t index = group * call.channels + channel;
+      finish_channel(call, group, channel, call.mean[index], call.m2[index]);
+    }
+  }
+}
+
+// Fills mean and inverse_deviation, and advances the running statistics.
 template <class T>
 void statistics(const BatchNormForward& call, const RowTasks& tasks) {
-  const int64_t width = padded(call.channels), stride = 2 * width;
+  const int64_t width = padded(call.channels), stride = kPartialRows * width;
   auto* partials = static_cast<float*>(
       scratch(Scratch::partials, call.groups * tasks.count * stride * sizeof(float)));
   parallel_for(call.groups * tasks.count, [&](int64_t index) {
-    const int64_t group = index / tasks.count;
-    const T* x = static_cast<const T*>(call.x) + group * call.rows * call.channels;
-    float *mean = partials + index * stride, *m2 = mean + width;
-    memset(mean, 0, stride * sizeof(float));
-    const T* origin = x + tasks.first_row(index % tasks.count) * call.channels;
+    const T* x = static_cast<const T*>(call.x) + index / tasks.count * call.rows * call.channels;
     float seen = 0.0f;
     tasks.for_blocks(index % tasks.count, [&](int64_t first, int64_t rows) {
-      for_channel_blocks(call.channels, [&](auto vectors, int64_t channel, int lanes) {
-        merge_block<decltype(vectors)::value>(x + first * call.channels + channel,
-                                              origin + channel, rows, call.channels, lanes, seen,
-                                              mean + channel, m2 + channel);
-      });
-      seen += static_cast<float>(rows);
+      add_to_partial(x + first * call.channels, rows, call.channels, call.channels, width, seen,
+                     partials + index * stride);
     });
   });
   for (int64_t group = 0; group < call.groups; ++group) {
-    for (int64_t channel = 0; channel < call.channels; ++channel) {
-      double seen = 0.0, mean = 0.0, m2 = 0.0;
+    const float* partial = partials + group * tasks.count * stride;
+    for (int64_t first = 0; first < call.channels; first += kLanes) {
+      Moments moments;
       for (int64_t task = 0; task < tasks.count; ++task) {
-        double rows = 0.0;
-        tasks.for_blocks(task, [&](int64_t, int64_t count) { rows += static_cast<double>(count); });
-        const float* partial = partials + (group * tasks.count + task) * stride + channel;
-        const int64_t origin = group * call.rows + tasks.first_row(task);
-        const double start = to_float(
-            static_cast<const T*>(call.x)[origin * call.channels + channel]);
-        const double delta = start + partial[0] - mean;
-        m2 += partial[width] + delta * delta * (seen * rows / (seen + rows));
-        mean += delta * (rows / (seen + rows));
-        seen += rows;
+        moments.merge(partial + task * stride + first, width, tasks.rows_of(task));
       }
-      call.mean[group * call.channels + channel] = static_cast<float>(mean);
-      call.inverse_deviation[group * call.channels + channel] =
-          static_cast<float>(1.0 / __builtin_sqrt(m2 / seen + call.epsilon));
-      if (call.running_mean) {
-        float& running = call.running_mean[channel];
-        running = static_cast<float>((1.0 - call.momentum) * running + call.momentum * mean);
-      }
-      if (call.running_var) {
-        float& running = call.running_var[channel];
-        running = static_cast<float>((1.0 - call.momentum) * running +
-                                     call.momentum * (m2 / (seen - 1.0)));
+      for (int64_t lane = 0; lane < kLanes && first + lane < call.channels; ++lane) {
+        call.mean[group * call.channels + first + lane] = static_cast<float>(moments.mean[lane]);
+        finish_channel(call, group, first + lane, moments.mean[lane], moments.m2[lane]);
       }
     }
   }
@@ -172,10 +158,12 @@ void apply_forward(const BatchNormForward& call, const RowTasks& tasks) {
 
 void batch_norm_forward(const BatchNormForward& call) {
   if (call.rows == 0 || call.channels == 0) return;
+  if (call.m2) take_statistics(call);
+  if (!call.y) return;
   with_type(call.type, [&](auto element) {
     using T = typename decltype(element)::type;
     const RowTasks tasks(call.rows, call.channels * sizeof(T));
-    if (call.training) statistics<T>(call, tasks);
+    if (call.training && !call.m2) statistics<T>(call, tasks);
     with_activation(call.activation, [&](auto activation) {
       apply_forward<T, decltype(activation)::value>(call, tasks);
     });

@@ -7,14 +7,15 @@
 //
 //     for turn of taps (or of a tap's channels):   the turn's weights stay in the L1 cache
 //       for kRows pixels at a time: sums += input rows x weights       (multiply_rows)
-//     bias, activation, rounding, store            (the epilogue)
+//     bias, activation, rounding, store            (epilogue.h)
 //
-// A pixel outside the input reads a row of zeros, unless its whole register tile lies outside. Where a step of the reduction does not divide an
-// input pixel (odd channels, bfloat16) or input channels are few (images), a task first copies its
-// patches into a small buffer and reduces over taps x channels at once.
+// A pixel outside the input reads a row of zeros, unless its whole register tile lies outside. Where
+// a step of the reduction does not divide an input pixel (odd channels, bfloat16) or input channels
+// are few (images), a task first copies its patches into a small buffer and reduces over taps x
+// channels at once.
 #pragma once
 
-#include "geometry.h"
+#include "epilogue.h"
 #include "operands.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
@@ -242,59 +243,6 @@ void add_patches(const Product& product, const Phase& phase, const Pixels& pixel
   }
 }
 
-// Bias, activation, rounding and store of a task's sums.
-template <class T, Activation activation>
-void store_pixels(const Product& product, const Phase& phase, const Pixels& pixels, int64_t channel,
-                  int64_t channels, const float* sums) {
-  const Convolution& call = *product.call;
-  alignas(64) float bias[kBlock] = {};
-  if (call.bias) memcpy(bias, call.bias + channel, channels * sizeof(float));
-  T* result = static_cast<T*>(call.result) + channel;
-  for (int64_t pixel = 0; pixel < pixels.count; ++pixel) {
-    const int64_t y = pixels.y[pixel] * product.output_stride_y + phase.origin_y;
-    const int64_t x = pixels.x[pixel] * product.output_stride_x + phase.origin_x;
-    T* target = result + ((pixels.image[pixel] * product.output_height + y) *
-                              product.output_width +
-                          x) *
-                             product.outputs;
-    for (int64_t first = 0; first < channels; first += kLanes) {
-      const Lanes z = load(sums + pixel * kBlock + first) + load(bias + first);
-      const int64_t left = channels - first;
-      store_width(target + first, activate<VectorMath, activation>(z, call.negative_slope),
-                  left < kLanes ? static_cast<int>(left) : kLanes);
-    }
-  }
-}
-
-FASTGAN_SHARED void store_result(const Product& product, const Phase& phase, const Pixels& pixels,
-                                 int64_t channel, int64_t channels, const float* sums) {
-  with_type(product.call->type, [&](auto element) {
-    with_activation(product.call->activation, [&](auto activation) {
-      store_pixels<typename decltype(element)::type, decltype(activation)::value>(
-          product, phase, pixels, channel, channels, sums);
-    });
-  });
-}
-
-// The vectors that `channels` output channels need: 1, 2 or all of a block.
-FASTGAN_SHARED int64_t vectors_of(int64_t channels) {
-  return channels <= kLanes ? 1 : channels <= 2 * kLanes ? 2 : kVectors;
-}
-
-// One output block of one chunk of pixels: `add` fills the sums.
-template <class Add>
-FASTGAN_SHARED void run_task(const Product& product, const Phase& phase, int64_t block,
-                             int64_t chunk, const Add& add) {
-  const int64_t all = product.batch * phase.grid_height * phase.grid_width;
-  if (chunk * kPixels >= all) return;
-  const int64_t channel = block * kBlock;
-  const int64_t channels = channel + kBlock <= product.outputs ? kBlock : product.outputs - channel;
-  const Pixels pixels(phase, chunk * kPixels, product.batch);
-  alignas(64) float sums[kPixels * kBlock];
-  add(pixels, vectors_of(channels), sums);
-  store_result(product, phase, pixels, channel, channels, sums);
-}
-
 // What a pixel outside the input reads.
 template <class Step>
 FASTGAN_SHARED const Step* zero_steps(int64_t steps) {
@@ -303,32 +251,16 @@ FASTGAN_SHARED const Step* zero_steps(int64_t steps) {
   return zeros;
 }
 
-// Chunks of pixels of the largest phase.
-template <class PhaseOf>
-FASTGAN_SHARED int64_t most_chunks(const Product& product, int64_t phases,
-                                   const PhaseOf& phase_of) {
-  int64_t chunks = 0;
-  for (int64_t index = 0; index < phases; ++index) {
-    const Phase phase = phase_of(index);
-    const int64_t needed =
-        round_up_quotient(product.batch * phase.grid_height * phase.grid_width, kPixels);
-    if (needed > chunks) chunks = needed;
-  }
-  return chunks;
-}
-
 // All phases from input rows where they lie. Blocks of weights are the outermost order of tasks.
 template <class Step, class PhaseOf>
-void run_taps(const Product& product, int64_t phases, const PhaseOf& phase_of, const Step* input,
+void run_taps(const Product& product, const Cut& cut, const PhaseOf& phase_of, const Step* input,
               const Step* packed, int64_t taps) {
   const int64_t steps = steps_of<Step>(product.inputs);
   const Step* zeros = zero_steps<Step>(steps);
-  const int64_t blocks = round_up_quotient(product.outputs, kBlock);
-  const int64_t chunks = most_chunks(product, phases, phase_of);
-  parallel_for(blocks * phases * chunks, [&](int64_t task) {
-    const Phase phase = phase_of(task / chunks % phases);
-    const int64_t block = task / chunks / phases;
-    run_task(product, phase, block, task % chunks,
+  parallel_for(cut.blocks * cut.tasks(), [&](int64_t task) {
+    const int64_t block = task / cut.tasks();
+    const Phase phase = phase_of(cut.phase(task));
+    run_task(product, cut, phase, task,
              [&](const Pixels& pixels, int64_t vectors, float* sums) {
                auto* stretches = static_cast<Stretch<Step>*>(scratch(
                    Scratch::task, taps * (sizeof(Stretch<Step>) + kPixels * sizeof(Step*))));
@@ -341,15 +273,14 @@ void run_taps(const Product& product, int64_t phases, const PhaseOf& phase_of, c
 
 // One phase from copied patches.
 template <class Step>
-void run_patches(const Product& product, const Phase& phase,
+void run_patches(const Product& product, const Cut& cut, int64_t index, const Phase& phase,
                  const typename ElementOf<Step>::type* input, const Step* packed) {
   using T = typename ElementOf<Step>::type;
   const int64_t steps = steps_of<Step>(phase.taps_y * phase.taps_x * product.inputs);
-  const int64_t chunks =
-      round_up_quotient(product.batch * phase.grid_height * phase.grid_width, kPixels);
-  parallel_for(round_up_quotient(product.outputs, kBlock) * chunks, [&](int64_t task) {
-    const int64_t block = task / chunks;
-    run_task(product, phase, block, task % chunks,
+  const int64_t tasks = cut.groups * cut.chunks;  // of one block and phase
+  parallel_for(cut.blocks * tasks, [&](int64_t part) {
+    const int64_t block = part / tasks;
+    run_task(product, cut, phase, block * cut.tasks() + index * tasks + part % tasks,
              [&](const Pixels& pixels, int64_t vectors, float* sums) {
                auto* stretches = static_cast<Stretch<Step>*>(
                    scratch(Scratch::task, (phase.taps_y + 1) * sizeof(Stretch<Step>) +

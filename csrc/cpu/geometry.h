@@ -70,14 +70,14 @@ FASTGAN_SHARED Phase dgrad_phase(const Convolution& c, int64_t residue_y, int64_
 
 // The output pixels of one task. The same place in kRows images comes before the next place: the
 // pixels of one register tile then lie at the same distance from the border, and a tap that falls
-// outside does so for all of them and is left out.
+// outside does so for all of them and is left out. The images are `batch` of them from `origin` on.
 struct Pixels {
   int64_t count;
   int64_t image[kPixels], y[kPixels], x[kPixels];  // grid positions
 
   Pixels() = default;
 
-  FASTGAN_SHARED Pixels(const Phase& phase, int64_t first, int64_t batch) {
+  FASTGAN_SHARED Pixels(const Phase& phase, int64_t first, int64_t batch, int64_t origin = 0) {
     const int64_t places = phase.grid_height * phase.grid_width, all = batch * places;
     count = first + kPixels <= all ? kPixels : all - first;
     int64_t first_image = first / (kRows * places) * kRows;
@@ -85,7 +85,7 @@ struct Pixels {
     int64_t rest = first - first_image * places, place = rest / images, n = rest % images;
     int64_t row = place / phase.grid_width, column = place % phase.grid_width;
     for (int64_t pixel = 0; pixel < count; ++pixel) {
-      image[pixel] = first_image + n;
+      image[pixel] = origin + first_image + n;
       y[pixel] = row;
       x[pixel] = column;
       if (++n < images) continue;

@@ -25,6 +25,7 @@ enum class Scratch : int {
   offsets,
   first_operand,
   second_operand,
+  statistics,
   task,
   count
 };
@@ -34,7 +35,7 @@ struct BatchNormForward {
   DataType type;
   int64_t groups, rows, channels;  // x is [groups, rows, channels]
   const void* x;
-  void* y;
+  void* y;  // or null: only what follows from the statistics is made, and x is not read
   const float *weight, *bias;          // [channels] or null
   float *mean, *inverse_deviation;     // [groups, channels]: written if `training`, else read
   float *running_mean, *running_var;   // [channels] or null; only written if `training`
@@ -42,6 +43,8 @@ struct BatchNormForward {
   Activation activation;
   float negative_slope;
   bool training;
+  const float* m2;       // [groups, channels] or null; with it, mean is read in training too
+  float *scale, *shift;  // [groups, channels] or null: z = scale * x + shift; written if `training`
 };
 
 struct BatchNormBackward {
@@ -79,6 +82,14 @@ struct AdversarialLoss {
   double real_label, fake_label;
 };
 
+// What an operand of a convolution is read as: act(scale * x + shift), rounded to x's type.
+struct Prologue {
+  const float *scale, *shift;  // [groups, channels]; null: the operand as it is
+  int64_t channels, images;    // of the operand; the images of one group
+  Activation activation;
+  float negative_slope;
+};
+
 // A convolution between the big side [batch, big_height, big_width, big_channels] and the small side.
 // The weight is [small_channels, kernel_height, kernel_width, big_channels].
 struct Convolution {
@@ -94,6 +105,11 @@ struct Convolution {
   const float* bias;     // fprop and dgrad: [channels of the result] or null
   Activation activation;
   float negative_slope;
+  Prologue big_prologue, small_prologue;  // of the operands
+  // fprop and dgrad: mean and sum((x - mean)^2) of the result as stored, of each slice of the batch:
+  // [groups, channels of the result], or null. The activation is then the identity.
+  float *mean, *m2;
+  int64_t groups;  // slices of the batch; read if there are statistics
 };
 
 struct Kernels {

@@ -130,14 +130,13 @@ void run_narrow_task(const Product& product, const Phase& phase, int64_t chunk, 
 }
 
 template <class Step, class PhaseOf>
-void run_narrow(const Product& product, int64_t phases, const PhaseOf& phase_of, const Step* input,
+void run_narrow(const Product& product, const Cut& cut, const PhaseOf& phase_of, const Step* input,
                 const Step* packed, int64_t taps) {
   const Step* zeros = zero_steps<Step>(steps_of<Step>(product.inputs));
-  const int64_t chunks = most_chunks(product, phases, phase_of);
-  parallel_for(phases * chunks, [&](int64_t task) {
-    const Phase phase = phase_of(task / chunks);
+  parallel_for(cut.tasks(), [&](int64_t task) {
+    const Phase phase = phase_of(cut.phase(task));
     auto run = [&](auto outputs) {
-      run_narrow_task<decltype(outputs)::value>(product, phase, task % chunks, input, zeros,
+      run_narrow_task<decltype(outputs)::value>(product, phase, task % cut.chunks, input, zeros,
                                                 packed, taps);
     };
     switch (product.outputs) {

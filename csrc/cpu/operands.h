@@ -6,7 +6,8 @@
 #pragma once
 
 #include "dispatch.h"
-#include "micro_kernels.h"
+#include "geometry.h"
+#include "prologue.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
@@ -51,6 +52,28 @@ FASTGAN_SHARED const Step* as_steps(const void* source, DataType type, int64_t c
   } else {
     return as_float(source, type, count, slot);
   }
+}
+
+// The input of fprop or dgrad, as its prologue leaves it.
+template <class Step>
+FASTGAN_SHARED const Step* read_operand(const Product& product, const Prologue& prologue,
+                                        const void* input) {
+  const DataType type = product.call->type;
+  const int64_t pixels = product.input_height * product.input_width;
+  const int64_t count = product.batch * pixels * product.inputs;
+  if (!prologue.scale) return as_steps<Step>(input, type, count, Scratch::first_operand);
+  auto* steps = static_cast<Step*>(scratch(
+      Scratch::first_operand, (count / kElements<Step> + kLanes) * sizeof(Step)));
+  with_type(type, [&](auto element) {
+    using T = typename decltype(element)::type;
+    if constexpr (kElements<Step> == 1) {
+      apply_to_operand(prologue, static_cast<const T*>(input), product.batch, pixels, steps);
+    } else if constexpr (__is_same(T, BFloat16)) {
+      apply_to_operand(prologue, static_cast<const T*>(input), product.batch, pixels,
+                       reinterpret_cast<T*>(steps));
+    }
+  });
+  return steps;
 }
 
 template <class Step>

@@ -88,7 +88,7 @@ void batch_norm_forward(Tensor x, Tensor y, std::optional<Tensor> weight,
                         std::optional<Tensor> bias, Tensor mean, Tensor inverse_deviation,
                         std::optional<Tensor> running_mean, std::optional<Tensor> running_var,
                         double momentum, double epsilon, int64_t activation, double negative_slope,
-                        int64_t groups, bool training) {
+                        int64_t groups, bool training, std::optional<Tensor> m2) {
   fastgan::cpu::BatchNormForward call{};
   call.type = data_type(x);
   call.groups = groups;
@@ -109,6 +109,35 @@ void batch_norm_forward(Tensor x, Tensor y, std::optional<Tensor> weight,
   call.activation = activation_of(activation);
   call.negative_slope = static_cast<float>(negative_slope);
   call.training = training;
+  STD_TORCH_CHECK(training || !m2, "m2 is a statistic of training: inference takes none");
+  call.m2 = vector_of(m2, "m2", groups * call.channels);
+  fastgan::cpu::kernels().batch_norm_forward(call);
+}
+
+void batch_norm_coefficients(Tensor mean, Tensor m2, std::optional<Tensor> weight,
+                             std::optional<Tensor> bias, Tensor inverse_deviation, Tensor scale,
+                             Tensor shift, std::optional<Tensor> running_mean,
+                             std::optional<Tensor> running_var, double momentum, double epsilon,
+                             int64_t rows) {
+  STD_TORCH_CHECK(mean.dim() == 2, "mean must be [groups, channels]");
+  STD_TORCH_CHECK(rows >= 1, "rows must be at least 1, not ", rows);
+  fastgan::cpu::BatchNormForward call{};
+  call.groups = mean.size(0);
+  call.channels = mean.size(1);
+  call.rows = rows;
+  const int64_t count = call.groups * call.channels;
+  call.weight = vector_of(weight, "weight", call.channels);
+  call.bias = vector_of(bias, "bias", call.channels);
+  call.mean = vector_of(mean, "mean", count);
+  call.m2 = vector_of(m2, "m2", count);
+  call.inverse_deviation = vector_of(inverse_deviation, "invstd", count);
+  call.scale = vector_of(scale, "scale", count);
+  call.shift = vector_of(shift, "shift", count);
+  call.running_mean = vector_of(running_mean, "running_mean", call.channels);
+  call.running_var = vector_of(running_var, "running_var", call.channels);
+  call.momentum = momentum;
+  call.epsilon = epsilon;
+  call.training = true;
   fastgan::cpu::kernels().batch_norm_forward(call);
 }
 
@@ -218,9 +247,49 @@ fastgan::cpu::Convolution convolution_of(const Tensor& big, const Tensor& small,
   return call;
 }
 
+// The prologue of an operand [batch, channels, ...], or none without scale and shift.
+fastgan::cpu::Prologue prologue_of(const std::optional<Tensor>& scale,
+                                   const std::optional<Tensor>& shift, const Tensor& operand,
+                                   int64_t activation, double negative_slope) {
+  fastgan::cpu::Prologue prologue{};
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(),
+                  "scale and shift of a prologue come together");
+  if (!scale) return prologue;
+  const int64_t batch = operand.size(0);
+  prologue.channels = operand.size(1);
+  const int64_t groups = scale->dim() == 2 ? scale->size(0) : 0;
+  STD_TORCH_CHECK(groups >= 1 && batch % groups == 0 && scale->size(1) == prologue.channels,
+                  "scale must be [groups, ", prologue.channels,
+                  "] with groups that divide the batch of ", batch);
+  prologue.images = batch / groups;
+  prologue.scale = vector_of(scale, "scale", groups * prologue.channels);
+  prologue.shift = vector_of(shift, "shift", groups * prologue.channels);
+  prologue.activation = activation_of(activation);
+  prologue.negative_slope = static_cast<float>(negative_slope);
+  return prologue;
+}
+
+// Where the statistics of a convolution's result go, if they are asked for.
+void ask_for_statistics(const std::optional<Tensor>& mean, const std::optional<Tensor>& m2,
+                        const Tensor& result, fastgan::cpu::Convolution& call) {
+  STD_TORCH_CHECK(mean.has_value() == m2.has_value(), "mean and m2 of the result come together");
+  if (!mean) return;
+  STD_TORCH_CHECK(call.activation == Activation::identity,
+                  "statistics are of the result before any activation: activation must be identity");
+  const int64_t batch = result.size(0), channels = result.size(1);
+  call.groups = mean->dim() == 2 ? mean->size(0) : 0;
+  STD_TORCH_CHECK(call.groups >= 1 && batch % call.groups == 0 && mean->size(1) == channels,
+                  "mean must be [groups, ", channels, "] with groups that divide the batch of ",
+                  batch);
+  call.mean = vector_of(mean, "mean", call.groups * channels);
+  call.m2 = vector_of(m2, "m2", call.groups * channels);
+}
+
 void fprop(Tensor big, Tensor weight, std::optional<Tensor> bias, Tensor small,
            int64_t stride_height, int64_t stride_width, int64_t padding_height,
-           int64_t padding_width, int64_t activation, double negative_slope) {
+           int64_t padding_width, int64_t activation, double negative_slope,
+           std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t prologue_activation,
+           double prologue_slope, std::optional<Tensor> mean, std::optional<Tensor> m2) {
   fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
                                                   padding_height, padding_width);
   check_data(weight, "weight", call.type, weight.numel());
@@ -230,12 +299,16 @@ void fprop(Tensor big, Tensor weight, std::optional<Tensor> bias, Tensor small,
   call.bias = vector_of(bias, "bias", call.small_channels);
   call.activation = activation_of(activation);
   call.negative_slope = static_cast<float>(negative_slope);
+  call.big_prologue = prologue_of(scale, shift, big, prologue_activation, prologue_slope);
+  ask_for_statistics(mean, m2, small, call);
   fastgan::cpu::kernels().fprop(call);
 }
 
 void dgrad(Tensor small, Tensor weight, std::optional<Tensor> bias, Tensor big,
            int64_t stride_height, int64_t stride_width, int64_t padding_height,
-           int64_t padding_width, int64_t activation, double negative_slope) {
+           int64_t padding_width, int64_t activation, double negative_slope,
+           std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t prologue_activation,
+           double prologue_slope, std::optional<Tensor> mean, std::optional<Tensor> m2) {
   fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
                                                   padding_height, padding_width);
   check_data(weight, "weight", call.type, weight.numel());
@@ -245,11 +318,15 @@ void dgrad(Tensor small, Tensor weight, std::optional<Tensor> bias, Tensor big,
   call.bias = vector_of(bias, "bias", call.big_channels);
   call.activation = activation_of(activation);
   call.negative_slope = static_cast<float>(negative_slope);
+  call.small_prologue = prologue_of(scale, shift, small, prologue_activation, prologue_slope);
+  ask_for_statistics(mean, m2, big, call);
   fastgan::cpu::kernels().dgrad(call);
 }
 
 void wgrad(Tensor big, Tensor small, Tensor weight, int64_t stride_height, int64_t stride_width,
-           int64_t padding_height, int64_t padding_width) {
+           int64_t padding_height, int64_t padding_width, std::optional<Tensor> big_scale,
+           std::optional<Tensor> big_shift, std::optional<Tensor> small_scale,
+           std::optional<Tensor> small_shift, int64_t prologue_activation, double prologue_slope) {
   fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
                                                   padding_height, padding_width);
   call.result_type = data_type(weight);
@@ -257,6 +334,10 @@ void wgrad(Tensor big, Tensor small, Tensor weight, int64_t stride_height, int64
   call.big = big.const_data_ptr();
   call.small = small.const_data_ptr();
   call.result = weight.mutable_data_ptr();
+  call.big_prologue =
+      prologue_of(big_scale, big_shift, big, prologue_activation, prologue_slope);
+  call.small_prologue =
+      prologue_of(small_scale, small_shift, small, prologue_activation, prologue_slope);
   fastgan::cpu::kernels().wgrad(call);
 }
 
@@ -301,7 +382,12 @@ STABLE_TORCH_LIBRARY(fastgan_cpu, library) {
   library.def(
       "batch_norm_forward(Tensor x, Tensor(a!) y, Tensor? weight, Tensor? bias, Tensor(b!) mean, "
       "Tensor(c!) invstd, Tensor(d!)? running_mean, Tensor(e!)? running_var, float momentum, "
-      "float eps, int activation, float negative_slope, int groups, bool training) -> ()");
+      "float eps, int activation, float negative_slope, int groups, bool training, "
+      "Tensor? m2=None) -> ()");
+  library.def(
+      "batch_norm_coefficients(Tensor mean, Tensor m2, Tensor? weight, Tensor? bias, "
+      "Tensor(a!) invstd, Tensor(b!) scale, Tensor(c!) shift, Tensor(d!)? running_mean, "
+      "Tensor(e!)? running_var, float momentum, float eps, int rows) -> ()");
   library.def(
       "batch_norm_backward(Tensor grad_y, Tensor x, Tensor(a!) grad_x, Tensor? weight, "
       "Tensor? bias, Tensor mean, Tensor invstd, Tensor(b!) grad_weight, Tensor(c!) grad_bias, "
@@ -318,20 +404,25 @@ STABLE_TORCH_LIBRARY(fastgan_cpu, library) {
   library.def(
       "fprop(Tensor big, Tensor weight, Tensor? bias, Tensor(a!) small, int stride_height, "
       "int stride_width, int padding_height, int padding_width, int activation, "
-      "float negative_slope) -> ()");
+      "float negative_slope, Tensor? scale=None, Tensor? shift=None, int prologue_activation=0, "
+      "float prologue_slope=0.0, Tensor(b!)? mean=None, Tensor(c!)? m2=None) -> ()");
   library.def(
       "dgrad(Tensor small, Tensor weight, Tensor? bias, Tensor(a!) big, int stride_height, "
       "int stride_width, int padding_height, int padding_width, int activation, "
-      "float negative_slope) -> ()");
+      "float negative_slope, Tensor? scale=None, Tensor? shift=None, int prologue_activation=0, "
+      "float prologue_slope=0.0, Tensor(b!)? mean=None, Tensor(c!)? m2=None) -> ()");
   library.def(
       "wgrad(Tensor big, Tensor small, Tensor(a!) weight, int stride_height, int stride_width, "
-      "int padding_height, int padding_width) -> ()");
+      "int padding_height, int padding_width, Tensor? big_scale=None, Tensor? big_shift=None, "
+      "Tensor? small_scale=None, Tensor? small_shift=None, int prologue_activation=0, "
+      "float prologue_slope=0.0) -> ()");
   library.def(
       "generator_loss(Tensor fake, Tensor(a!) grad_fake, Tensor(b!) results, int objective) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan_cpu, CPU, library) {
   library.impl("batch_norm_forward", TORCH_BOX(&batch_norm_forward));
+  library.impl("batch_norm_coefficients", TORCH_BOX(&batch_norm_coefficients));
   library.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
   library.impl("bias_act_forward", TORCH_BOX(&bias_act_forward));
   library.impl("bias_act_backward", TORCH_BOX(&bias_act_backward));

@@ -10,37 +10,40 @@ constexpr int64_t kFewInputs = 8;
 
 template <class PhaseOf>
 void run_product(const Product& product, int64_t phases, const PhaseOf& phase_of,
-                 const void* input, int64_t output_stride, int64_t input_stride) {
+                 const void* input, const Prologue& prologue, int64_t output_stride,
+                 int64_t input_stride) {
   const Convolution& call = *product.call;
   const int64_t taps = call.kernel_height * call.kernel_width, tap_stride = call.big_channels;
-  const int64_t input_count =
-      product.batch * product.input_height * product.input_width * product.inputs;
   const int64_t weight_count = taps * call.small_channels * call.big_channels;
+  const Cut cut = cut_pixels(product, phases, phase_of);
   with_step(call.type, [&](auto chosen) {
     using Step = typename decltype(chosen)::type;
     using T = typename ElementOf<Step>::type;
-    const auto* steps = as_steps<Step>(input, call.type, input_count, Scratch::first_operand);
+    const auto* steps = read_operand<Step>(product, prologue, input);
     const auto* weight = reinterpret_cast<const T*>(
         as_steps<Step>(call.weight, call.type, weight_count, Scratch::second_operand));
     WeightOrder order{product.outputs, output_stride, taps, tap_stride, product.inputs,
                       nullptr, 0};
     if (product.inputs >= kFewInputs && product.inputs % kElements<Step> == 0) {
       order.offsets = weight_offsets(product, nullptr, tap_stride, input_stride);
-      if (product.outputs <= kMostNarrowOutputs && fills_vectors<Step>(product.inputs)) {
+      // No batch norm follows an image: its statistics, if asked for, are made the general way.
+      if (product.outputs <= kMostNarrowOutputs && fills_vectors<Step>(product.inputs) &&
+          !call.mean) {
         const Step* packed = pack_narrow<Step>(weight, order);
-        return run_narrow<Step>(product, phases, phase_of, steps, packed, taps);
+        return run_narrow<Step>(product, cut, phase_of, steps, packed, taps);
       }
-      run_taps<Step>(product, phases, phase_of, steps, pack_weight<Step>(weight, order), taps);
-      return;
+      run_taps<Step>(product, cut, phase_of, steps, pack_weight<Step>(weight, order), taps);
+      return merge_chunks(product, cut, phase_of);
     }
     order.taps = 1;
     for (int64_t index = 0; index < phases; ++index) {
       const Phase phase = phase_of(index);
       order.elements = phase.taps_y * phase.taps_x * product.inputs;
       order.offsets = weight_offsets(product, &phase, tap_stride, input_stride);
-      run_patches<Step>(product, phase, reinterpret_cast<const T*>(steps),
+      run_patches<Step>(product, cut, index, phase, reinterpret_cast<const T*>(steps),
                         pack_weight<Step>(weight, order));
     }
+    merge_chunks(product, cut, phase_of);
   });
 }
 
@@ -48,7 +51,7 @@ void fprop(const Convolution& call) {
   const int64_t taps = call.kernel_height * call.kernel_width;
   run_product(
       fprop_product(call), 1, [&](int64_t) { return fprop_phase(call); }, call.big,
-      taps * call.big_channels, 1);
+      call.big_prologue, taps * call.big_channels, 1);
 }
 
 void dgrad(const Convolution& call) {
@@ -58,7 +61,7 @@ void dgrad(const Convolution& call) {
       [&](int64_t index) {
         return dgrad_phase(call, index / call.stride_width, index % call.stride_width);
       },
-      call.small, 1, taps * call.big_channels);
+      call.small, call.small_prologue, 1, taps * call.big_channels);
 }
 
 }  // namespace fastgan::cpu::FASTGAN_LEVEL

@@ -17,27 +17,51 @@ namespace fastgan::cpu::FASTGAN_LEVEL {
 constexpr int64_t kTileRows = 16, kTileChannels = 32, kTileElements = 512;
 constexpr int64_t kTileBytes = 64;  // of one row
 
-// [group of 16 images][pixel][block of 32 channels][16 images][32 channels]
-FASTGAN_SHARED const BFloat16* image_tiles(const BFloat16* source, int64_t images, int64_t pixels,
-                                   int64_t channels, Scratch slot) {
-  const int64_t groups = round_up_quotient(images, kTileRows);
+// The images' channels at one pixel, as the prologue leaves them: [16 images][32 channels], zeros
+// where there is no image or channel. Images lie `stride` apart.
+FASTGAN_SHARED void fill_tile(const Prologue& prologue, const BFloat16* source, int64_t stride,
+                              int64_t first_image, int64_t images, int64_t channel, int64_t width,
+                              BFloat16* tile) {
+  for (int64_t row = 0; row < kTileRows; ++row) {
+    const int64_t filled = row < images ? width : 0;
+    BFloat16* target = tile + row * kTileChannels;
+    memset(target + filled, 0, (kTileChannels - filled) * sizeof(BFloat16));
+    if (filled && !prologue.scale) copy_elements(target, source + row * stride, filled);
+  }
+  if (!prologue.scale) return;
+  for (int64_t row = 0, end; row < images; row = end) {  // the images of one statistics group
+    const int64_t group = group_of(prologue, first_image + row);
+    end = (group + 1) * prologue.images - first_image;
+    if (end > images) end = images;
+    apply_prologue(prologue, group, channel, width, source + row * stride, stride, end - row,
+                   tile + row * kTileChannels, kTileChannels);
+  }
+}
+
+// Groups of up to 16 images of one slice of the batch.
+FASTGAN_SHARED int64_t tile_groups_of_slice(const Product& product) {
+  return round_up_quotient(product.batch / groups_of(product), kTileRows);
+}
+
+// [slice][group of 16 images][pixel][block of 32 channels][16 images][32 channels]
+FASTGAN_SHARED const BFloat16* image_tiles(const Product& product, const Prologue& prologue,
+                                           const BFloat16* source, Scratch slot) {
+  const int64_t slices = groups_of(product), images = product.batch / slices;
+  const int64_t groups = tile_groups_of_slice(product), channels = product.inputs;
+  const int64_t pixels = product.input_height * product.input_width;
   const int64_t blocks = round_up_quotient(channels, kTileChannels);
   auto* target = static_cast<BFloat16*>(
-      scratch(slot, groups * pixels * blocks * kTileElements * sizeof(BFloat16)));
-  parallel_for(groups * pixels, [&](int64_t task) {
-    const int64_t group = task / pixels, pixel = task % pixels;
+      scratch(slot, slices * groups * pixels * blocks * kTileElements * sizeof(BFloat16)));
+  parallel_for(slices * groups * pixels, [&](int64_t task) {
+    const int64_t group = task / pixels % groups, pixel = task % pixels;
+    const int64_t left = images - group * kTileRows;
+    const int64_t first_image = task / pixels / groups * images + group * kTileRows;
     for (int64_t block = 0; block < blocks; ++block) {
-      BFloat16* tile = target + (task * blocks + block) * kTileElements;
       const int64_t first = block * kTileChannels;
       const int64_t width = first + kTileChannels <= channels ? kTileChannels : channels - first;
-      for (int64_t row = 0; row < kTileRows; ++row, tile += kTileChannels) {
-        const int64_t image = group * kTileRows + row;
-        const int64_t copied = image < images ? width : 0;
-        memset(tile + copied, 0, (kTileChannels - copied) * sizeof(BFloat16));
-        if (copied) {
-          copy_elements(tile, source + (image * pixels + pixel) * channels + first, copied);
-        }
-      }
+      fill_tile(prologue, source + (first_image * pixels + pixel) * channels + first,
+                pixels * channels, first_image, left < kTileRows ? left : kTileRows, first, width,
+                target + (task * blocks + block) * kTileElements);
     }
   });
   return target;
@@ -121,25 +145,31 @@ template <class PhaseOf>
 void run_tiles(const Product& product, int64_t phases, const PhaseOf& phase_of,
                const BFloat16* tiles, const Pair* packed, int64_t taps) {
   const int64_t channel_blocks = round_up_quotient(product.inputs, kTileChannels);
-  const int64_t groups = round_up_quotient(product.batch, kTileRows);
+  const int64_t groups = tile_groups_of_slice(product);
   const int64_t group_size =
       product.input_height * product.input_width * channel_blocks * kTileElements;
-  const int64_t blocks = round_up_quotient(product.outputs, kBlock);
   int64_t rows = 0;
   for (int64_t index = 0; index < phases; ++index) {
     const int64_t height = phase_of(index).grid_height;
     if (height > rows) rows = height;
   }
-  // A task is one row of places of one phase, for one group of images and one block of outputs.
-  parallel_for(blocks * phases * groups * rows, [&](int64_t task) {
-    const int64_t row = task % rows, group = task / rows % groups;
-    const Phase phase = phase_of(task / rows / groups % phases);
-    const int64_t channel = task / rows / groups / phases * kBlock;
+  // A chunk is one row of places of one phase, for one group of images.
+  const Cut cut = cut_product(product, phases, groups * rows);
+  const int64_t slice_images = product.batch / cut.groups;
+  auto images_of = [&](int64_t group) {
+    const int64_t left = slice_images - group * kTileRows;
+    return left < kTileRows ? left : kTileRows;
+  };
+  parallel_for(cut.blocks * cut.tasks(), [&](int64_t task) {
+    const int64_t row = task % rows, group = task / rows % groups, slice = cut.group(task);
+    const Phase phase = phase_of(cut.phase(task));
+    const int64_t channel = task / cut.tasks() * kBlock;
     if (row >= phase.grid_height) return;
     const Tiles configured;
-    const int64_t first_image = group * kTileRows;
-    const int64_t images =
-        first_image + kTileRows <= product.batch ? kTileRows : product.batch - first_image;
+    const int64_t images = images_of(group);
+    const int64_t first_image = slice * slice_images + group * kTileRows;
+    float* partial = cut.partial(task);
+    float seen = 0.0f;
     const Pair* weights = packed + channel / kBlock * taps * channel_blocks * kTileRows * kBlock;
     alignas(64) float sums[2 * kTileRows * kBlock];
     Pixels pixels;
@@ -149,7 +179,8 @@ void run_tiles(const Product& product, int64_t phases, const PhaseOf& phase_of,
       const int64_t channels =
           channel + kBlock <= product.outputs ? kBlock : product.outputs - channel;
       for (int64_t column = 0; column < channels; column += 2 * kTileRows) {
-        multiply_places(product, phase, places, count, tiles + group * group_size, channel_blocks,
+        multiply_places(product, phase, places, count,
+                        tiles + (slice * groups + group) * group_size, channel_blocks,
                         weights + column, sums + column);
       }
       if (images < kTileRows && count == 2) {  // close up the rows of images that do not exist
@@ -157,8 +188,12 @@ void run_tiles(const Product& product, int64_t phases, const PhaseOf& phase_of,
                 images * kBlock * sizeof(float));
       }
       list_pixels(places, count, first_image, images, pixels);
-      store_result(product, phase, pixels, channel, channels, sums);
+      store_result(product, phase, pixels, channel, channels, sums, partial, &seen);
     }
+  });
+  merge_statistics(product, cut, [&](int64_t index, int64_t chunk) {
+    const Phase phase = phase_of(index);
+    return chunk % rows < phase.grid_height ? images_of(chunk / rows) * phase.grid_width : 0;
   });
 }
 
@@ -167,20 +202,19 @@ constexpr int64_t kFewTileInputs = 16;
 
 template <class PhaseOf>
 void run_tile_product(const Product& product, int64_t phases, const PhaseOf& phase_of,
-                      const void* input, int64_t output_stride, int64_t input_stride) {
+                      const void* input, const Prologue& prologue, int64_t output_stride,
+                      int64_t input_stride) {
   const Convolution& call = *product.call;
   if (call.type != DataType::bfloat16 || product.inputs < kFewTileInputs) {
-    return run_product(product, phases, phase_of, input, output_stride, input_stride);
+    return run_product(product, phases, phase_of, input, prologue, output_stride, input_stride);
   }
   const int64_t taps = call.kernel_height * call.kernel_width;
   const WeightOrder order{product.outputs, output_stride, taps, call.big_channels, product.inputs,
                     weight_offsets(product, nullptr, call.big_channels, input_stride),
                     round_up_quotient(product.inputs, kTileChannels) * kTileRows};
   const Pair* packed = pack_weight<Pair>(static_cast<const BFloat16*>(call.weight), order);
-  const BFloat16* tiles =
-      image_tiles(static_cast<const BFloat16*>(input), product.batch,
-                  product.input_height * product.input_width, product.inputs,
-                  Scratch::first_operand);
+  const BFloat16* tiles = image_tiles(product, prologue, static_cast<const BFloat16*>(input),
+                                      Scratch::first_operand);
   run_tiles(product, phases, phase_of, tiles, packed, taps);
 }
 
@@ -188,7 +222,7 @@ void tile_fprop(const Convolution& call) {
   const int64_t taps = call.kernel_height * call.kernel_width;
   run_tile_product(
       fprop_product(call), 1, [&](int64_t) { return fprop_phase(call); }, call.big,
-      taps * call.big_channels, 1);
+      call.big_prologue, taps * call.big_channels, 1);
 }
 
 void tile_dgrad(const Convolution& call) {
@@ -198,7 +232,7 @@ void tile_dgrad(const Convolution& call) {
       [&](int64_t index) {
         return dgrad_phase(call, index / call.stride_width, index % call.stride_width);
       },
-      call.small, 1, taps * call.big_channels);
+      call.small, call.small_prologue, 1, taps * call.big_channels);
 }
 
 }  // namespace fastgan::cpu::FASTGAN_LEVEL

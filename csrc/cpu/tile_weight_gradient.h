@@ -20,8 +20,9 @@ FASTGAN_SHARED int64_t even_blocks(int64_t channels) {
 
 // Transposed: [group of 32 images][pixel][block of 16 channels][16 channels][32 images].
 // In pairs:   [group of 32 images][pixel][block of 16 channels][16 pairs of images][16 channels][2].
-FASTGAN_SHARED const BFloat16* reduction_tiles(const BFloat16* source, int64_t images, int64_t pixels,
-                                       int64_t channels, bool pairs, Scratch slot) {
+FASTGAN_SHARED const BFloat16* reduction_tiles(const Prologue& prologue, const BFloat16* source,
+                                               int64_t images, int64_t pixels, int64_t channels,
+                                               bool pairs, Scratch slot) {
   const int64_t groups = round_up_quotient(images, kTileImages);
   const int64_t blocks = even_blocks(channels);
   auto* target = static_cast<BFloat16*>(
@@ -38,6 +39,12 @@ FASTGAN_SHARED const BFloat16* reduction_tiles(const BFloat16* source, int64_t i
         const int64_t image = group * kTileImages + lane;
         if (image >= images) break;
         const BFloat16* row = source + (image * pixels + pixel) * channels + first;
+        BFloat16 normalised[kTileRows];
+        if (prologue.scale && width > 0) {
+          apply_prologue(prologue, group_of(prologue, image), first, width, row, 0, 1, normalised,
+                         0);
+          row = normalised;
+        }
         BFloat16* column = tile + (pairs ? lane / 2 * 32 + lane % 2 : lane);
         const int64_t step = pairs ? 2 : kTileImages;
         for (int64_t channel = 0; channel < width; ++channel) column[channel * step] = row[channel];
@@ -87,11 +94,11 @@ void tile_wgrad(const Convolution& c) {
   const int64_t small_channels = small_blocks * kTileRows, big_channels = big_blocks * kTileRows;
   const int64_t small_places = c.small_height * c.small_width;
   const BFloat16* big =
-      reduction_tiles(static_cast<const BFloat16*>(c.big), c.batch, c.big_height * c.big_width,
-                      c.big_channels, true, Scratch::first_operand);
+      reduction_tiles(c.big_prologue, static_cast<const BFloat16*>(c.big), c.batch,
+                      c.big_height * c.big_width, c.big_channels, true, Scratch::first_operand);
   const BFloat16* small =
-      reduction_tiles(static_cast<const BFloat16*>(c.small), c.batch, small_places,
-                      c.small_channels, false, Scratch::second_operand);
+      reduction_tiles(c.small_prologue, static_cast<const BFloat16*>(c.small), c.batch,
+                      small_places, c.small_channels, false, Scratch::second_operand);
   const int64_t groups = round_up_quotient(c.batch, kTileImages);
   const int64_t blocks = round_up_quotient(c.big_channels, kBlock);
   const int64_t taps = c.kernel_height * c.kernel_width;

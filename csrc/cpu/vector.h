@@ -82,6 +82,18 @@ FASTGAN_SHARED void store(Float16* target, Lanes value) {
 #endif
 }
 
+// The value as T holds it.
+template <class T>
+FASTGAN_SHARED Lanes rounded(Lanes value) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return value;
+  } else {
+    T buffer[kLanes];
+    store(buffer, value);
+    return load(buffer);
+  }
+}
+
 // The first `count` lanes; the others are zero, and their memory is not touched.
 template <class T>
 FASTGAN_SHARED Lanes load_first(const T* source, int count) {

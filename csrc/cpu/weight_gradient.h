@@ -24,12 +24,39 @@ struct StepImages {
   int64_t images, channels;  // channels: the vector side's are padded to whole vectors
 };
 
-// The operand for the reduction over pixels, its channels padded with zeros to `width`.
+// Rows of pixels of two images, zipped into pairs `width` apart; the last of an odd number of images
+// is zipped with zeros. `source` is the first image's first row.
+FASTGAN_SHARED void fill_pairs(const Prologue& prologue, const BFloat16* source, int64_t pair,
+                               int64_t images, int64_t pixels, int64_t channels, int64_t rows,
+                               int64_t width, Pair* target) {
+  const BFloat16* first = source + 2 * pair * pixels * channels;
+  const BFloat16* second = 2 * pair + 1 < images ? first + pixels * channels : nullptr;
+  if (prologue.scale) {  // into a buffer first, which the caches hold: zipping takes whole rows
+    auto* buffer = static_cast<BFloat16*>(
+        scratch(Scratch::task, 2 * rows * channels * sizeof(BFloat16)));
+    for (int64_t half = 0; half < (second ? 2 : 1); ++half) {
+      apply_prologue(prologue, group_of(prologue, 2 * pair + half), 0, channels,
+                     half ? second : first, channels, rows, buffer + half * rows * channels,
+                     channels);
+    }
+    first = buffer;
+    second = second ? buffer + rows * channels : nullptr;
+  }
+  for (int64_t row = 0; row < rows; ++row, target += width) {
+    pack_row(reinterpret_cast<BFloat16*>(target), first, second, channels);
+    first += channels;
+    if (second) second += channels;
+  }
+}
+
+// The operand for the reduction over pixels, as the prologue leaves it, its channels padded with
+// zeros to `width`.
 template <class Step>
-StepImages<Step> step_images(const void* source, DataType type, int64_t images, int64_t pixels,
-                             int64_t channels, int64_t width, Scratch slot) {
+StepImages<Step> step_images(const Prologue& prologue, const void* source, DataType type,
+                             int64_t images, int64_t pixels, int64_t channels, int64_t width,
+                             Scratch slot) {
   if constexpr (kElements<Step> == 1) {
-    if (type == DataType::float32 && width == channels) {
+    if (type == DataType::float32 && width == channels && !prologue.scale) {
       return {static_cast<const Step*>(source), images, width};
     }
   }
@@ -40,30 +67,37 @@ StepImages<Step> step_images(const void* source, DataType type, int64_t images, 
   const int64_t pieces = round_up_quotient(pixels, kPiece);
   parallel_for(step_images * pieces, [&](int64_t task) {
     const int64_t image = task / pieces, begin = task % pieces * kPiece;
-    const int64_t end = begin + kPiece < pixels ? begin + kPiece : pixels;
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      Step* row = target + (image * pixels + pixel) * width;
-      if constexpr (kElements<Step> == 2) {
-        const auto* from = static_cast<const BFloat16*>(source);
-        const BFloat16* first = from + (2 * image * pixels + pixel) * channels;
-        const BFloat16* second = 2 * image + 1 < images ? first + pixels * channels : nullptr;
-        pack_row(reinterpret_cast<BFloat16*>(row), first, second, channels);
-      } else {
-        with_type(type, [&](auto element) {
-          using T = typename decltype(element)::type;
-          const T* from = static_cast<const T*>(source) + (image * pixels + pixel) * channels;
+    const int64_t rows = begin + kPiece < pixels ? kPiece : pixels - begin;
+    Step* row = target + (image * pixels + begin) * width;
+    if constexpr (kElements<Step> == 2) {
+      fill_pairs(prologue, static_cast<const BFloat16*>(source) + begin * channels, image, images,
+                 pixels, channels, rows, width, row);
+    } else {
+      with_type(type, [&](auto element) {
+        using T = typename decltype(element)::type;
+        const T* from = static_cast<const T*>(source) + (image * pixels + begin) * channels;
+        if (prologue.scale) {
+          apply_prologue(prologue, group_of(prologue, image), 0, channels, from, channels, rows,
+                         row, width);
+          return;
+        }
+        for (int64_t pixel = 0; pixel < rows; ++pixel, from += channels) {
+          Step* to = row + pixel * width;
           int64_t channel = 0;
           for (; channel + kLanes <= channels; channel += kLanes) {
-            store(row + channel, load(from + channel));
+            store(to + channel, load(from + channel));
           }
           if (channel < channels) {
             const int left = static_cast<int>(channels - channel);
-            store_first(row + channel, load_first(from + channel, left), left);
+            store_first(to + channel, load_first(from + channel, left), left);
           }
-        });
-      }
-      if (width > channels) {
-        memset(static_cast<void*>(row + channels), 0, (width - channels) * sizeof(Step));
+        }
+      });
+    }
+    if (width > channels) {
+      for (int64_t pixel = 0; pixel < rows; ++pixel) {
+        memset(static_cast<void*>(row + pixel * width + channels), 0,
+               (width - channels) * sizeof(Step));
       }
     }
   });
@@ -244,12 +278,12 @@ void wgrad(const Convolution& call) {
     using Step = typename decltype(chosen)::type;
     const bool few = call.big_channels < kFewInputs;
     const auto big =
-        step_images<Step>(call.big, call.type, call.batch, call.big_height * call.big_width,
+        step_images<Step>(call.big_prologue, call.big, call.type, call.batch, call.big_height * call.big_width,
                           call.big_channels,
                           few ? call.big_channels : vector_width(call.big_channels),
                           Scratch::first_operand);
     const auto small =
-        step_images<Step>(call.small, call.type, call.batch, call.small_height * call.small_width,
+        step_images<Step>(call.small_prologue, call.small, call.type, call.batch, call.small_height * call.small_width,
                           call.small_channels,
                           few ? vector_width(call.small_channels) : call.small_channels,
                           Scratch::second_operand);

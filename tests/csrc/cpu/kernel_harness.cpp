@@ -146,10 +146,88 @@ void expect_close(const Buffer& result, const Sums& exact, int64_t terms, const 
   expect(close, level, what);
 }
 
+// A prologue for one operand, or (half of the time) none. Scales are powers of two, so that it is
+// rounded the same with and without fused multiply-adds.
+struct DrawnPrologue {
+  int64_t channels, images;
+  Buffer scale, shift;
+  Activation activation;
+  bool used;
+
+  DrawnPrologue(int64_t groups, int64_t operand_channels, int64_t group_images)
+      : channels(operand_channels),
+        images(group_images),
+        scale(DataType::float32, groups * channels),
+        shift(DataType::float32, groups * channels),
+        activation(static_cast<Activation>(draw(0, 2))),
+        used(draw(0, 1)) {
+    shift.fill();
+    for (int64_t index = 0; index < scale.count; ++index) {
+      scale.set(index, std::ldexp(draw(0, 1) ? 1.0f : -1.0f, static_cast<int>(draw(-2, 1))));
+    }
+  }
+
+  // The operand as it is read; `prologue` is what the kernels are told.
+  Buffer apply(const Buffer& operand, Prologue& prologue) {
+    if (used) prologue = {scale.floats(), shift.floats(), channels, images, activation, 0.25f};
+    Buffer read(operand.type, operand.count);
+    const int64_t group_size = operand.count / (scale.count / channels);
+    for (int64_t index = 0; index < operand.count; ++index) {
+      float value = static_cast<float>(operand.get(index));
+      if (used) {
+        const int64_t parameter = index / group_size * channels + index % channels;
+        value = value * scale.floats()[parameter] + shift.floats()[parameter];
+        if (activation == Activation::relu && value < 0.0f) value = 0.0f;
+        if (activation == Activation::leaky_relu && value < 0.0f) value *= 0.25f;
+      }
+      read.set(index, value);
+    }
+    return read;
+  }
+};
+
+// fprop or dgrad, with the statistics of the result.
+void try_product(const Kernels& kernels, Convolution c, void (*product)(const Convolution&),
+                 int64_t channels, Buffer& result, const char* what) {
+  Buffer mean(DataType::float32, c.groups * channels), m2(DataType::float32, c.groups * channels);
+  c.result = result.data.get();
+  if (draw(0, 1)) {
+    with_threads(result, kernels.name, what, [&] { product(c); });
+    return;
+  }
+  c.mean = mean.floats();
+  c.m2 = m2.floats();
+  with_threads(mean, kernels.name, what, [&] { product(c); });
+  with_threads(m2, kernels.name, what, [&] { product(c); });
+  with_threads(result, kernels.name, what, [&] { product(c); });
+  const int64_t rows = result.count / channels / c.groups;
+  for (int64_t index = 0; index < mean.count; ++index) {
+    const int64_t first = index / channels * rows * channels + index % channels;
+    double exact_mean = 0.0, exact_m2 = 0.0, reach = 0.0, spread = 0.0;
+    for (int64_t row = 0; row < rows; ++row) exact_mean += result.get(first + row * channels);
+    exact_mean /= static_cast<double>(rows);
+    for (int64_t row = 0; row < rows; ++row) {
+      const double centred = result.get(first + row * channels) - exact_mean;
+      exact_m2 += centred * centred;
+      spread += std::fabs(centred);
+      reach = std::fmax(reach, std::fabs(centred));
+    }
+    // Relative to a row of the data values are at most 2 reach; a task sums up to 96 of them one
+    // after the other, and merges a few such sums.
+    const double error = 128 * 0x1p-23 * 2 * reach;
+    const double bound = 128 * 0x1p-23 * exact_m2 + 2 * error * spread + rows * error * error;
+    expect(std::fabs(mean.get(index) - exact_mean) <= error + 0x1p-23 * std::fabs(exact_mean),
+           kernels.name, "the mean of the result is wrong");
+    expect(std::fabs(m2.get(index) - exact_m2) <= bound + 1e-30, kernels.name,
+           "the second moment of the result is wrong");
+  }
+}
+
 void try_convolution(const Kernels& kernels, DataType type) {
   Convolution c{};
   c.type = c.result_type = type;
-  c.batch = draw(1, 35);
+  c.groups = draw(1, 3);
+  c.batch = c.groups * draw(1, 35 / c.groups);
   c.big_channels = draw_channels();
   c.small_channels = draw_channels();
   c.kernel_height = draw(1, 4);
@@ -181,6 +259,14 @@ void try_convolution(const Kernels& kernels, DataType type) {
   big.fill();
   small.fill();
   weight.fill();
+  c.big = big.data.get();
+  c.small = small.data.get();
+  c.weight = weight.data.get();
+  // What the kernels read through a prologue is what the reference sees.
+  DrawnPrologue big_prologue(c.groups, c.big_channels, c.batch / c.groups);
+  DrawnPrologue small_prologue(c.groups, c.small_channels, c.batch / c.groups);
+  const Buffer read_big = big_prologue.apply(big, c.big_prologue);
+  const Buffer read_small = small_prologue.apply(small, c.small_prologue);
   Sums exact_small(small.count), exact_big(big.count), exact_weight(weight.count);
   for (int64_t place = 0; place < places; ++place) {
     const int64_t n = place / c.small_width / c.small_height;
@@ -195,7 +281,8 @@ void try_convolution(const Kernels& kernels, DataType type) {
           const int64_t at_small = place * c.small_channels + s;
           const int64_t at_big = pixel * c.big_channels + b;
           const int64_t at_weight = (s * taps + tap) * c.big_channels + b;
-          const double u = small.get(at_small), v = big.get(at_big), w = weight.get(at_weight);
+          const double u = read_small.get(at_small), v = read_big.get(at_big);
+          const double w = weight.get(at_weight);
           auto add = [](Sums& sums, int64_t index, double product) {
             sums.value[index] += product;
             sums.size[index] += std::fabs(product);
@@ -207,18 +294,11 @@ void try_convolution(const Kernels& kernels, DataType type) {
       }
     }
   }
-  c.big = big.data.get();
-  c.small = small.data.get();
-  c.weight = weight.data.get();
   Buffer small_result(type, small.count), big_result(type, big.count);
   Buffer weight_result(DataType::float32, weight.count);
-  c.result = small_result.data.get();
-  with_threads(small_result, kernels.name, "fprop differs between threads",
-               [&] { kernels.fprop(c); });
+  try_product(kernels, c, kernels.fprop, c.small_channels, small_result, "fprop");
   expect_close(small_result, exact_small, taps * c.big_channels, kernels.name, "fprop is wrong");
-  c.result = big_result.data.get();
-  with_threads(big_result, kernels.name, "dgrad differs between threads",
-               [&] { kernels.dgrad(c); });
+  try_product(kernels, c, kernels.dgrad, c.big_channels, big_result, "dgrad");
   expect_close(big_result, exact_big, taps * c.small_channels, kernels.name, "dgrad is wrong");
   c.result = weight_result.data.get();
   c.result_type = DataType::float32;
@@ -243,7 +323,7 @@ void try_batch_norm(const Kernels& kernels, DataType type) {
   BatchNormForward forward{type, groups, rows, channels, x.data.get(), y.data.get(),
                            weight.floats(), bias.floats(), mean.floats(), deviation.floats(),
                            running_mean.floats(), running_var.floats(), 0.1, 1e-5, activation,
-                           0.2f, true};
+                           0.2f, true, nullptr, nullptr, nullptr};
   with_threads(y, kernels.name, "batch norm differs between threads",
                [&] { kernels.batch_norm_forward(forward); });
   BatchNormBackward backward{type, groups, rows, channels, grad_y.data.get(), x.data.get(),
@@ -252,6 +332,19 @@ void try_batch_norm(const Kernels& kernels, DataType type) {
                              activation, 0.2f, true};
   with_threads(grad_x, kernels.name, "batch norm backward differs between threads",
                [&] { kernels.batch_norm_backward(backward); });
+  Buffer m2(DataType::float32, groups * channels);
+  for (int64_t index = 0; index < m2.count; ++index) {
+    const double variance = 1.0 / std::pow(deviation.get(index), 2) - 1e-5;
+    m2.set(index, static_cast<float>(std::fmax(variance, 0.0) * rows));
+  }
+  Buffer scale(DataType::float32, m2.count), shift(DataType::float32, m2.count);
+  forward.m2 = m2.floats();
+  forward.scale = scale.floats();
+  forward.shift = shift.floats();
+  with_threads(y, kernels.name, "batch norm of given statistics differs between threads",
+               [&] { kernels.batch_norm_forward(forward); });
+  expect_finite(scale, kernels.name, "batch norm left a scale out");
+  expect_finite(shift, kernels.name, "batch norm left a shift out");
   expect_finite(y, kernels.name, "batch norm left something out");
   expect_finite(grad_x, kernels.name, "batch norm backward left something out");
   expect_finite(grad_weight, kernels.name, "grad_weight is not finite");

@@ -10,6 +10,7 @@ from native_cases import DTYPES, normal
 from torch import Tensor
 
 from fastgan import native_kernels
+from fastgan.native_fusion import Prologue, Statistics
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,29 @@ def convolutions(dtype: torch.dtype) -> list[Tensor]:
             native_kernels.dgrad(small, weight, None, big_size=(size, size), **call),
             native_kernels.wgrad(big, small, kernel_size=(4, 4), **call),
         ]
+    return results
+
+
+def fused_convolutions(dtype: torch.dtype) -> list[Tensor]:
+    results = []
+    for n, b, s, size in ((8, 64, 70, 9), (4, 3, 33, 12), (40, 130, 20, 5)):
+        call = {"stride": (2, 2), "padding": (1, 1)}
+        big, weight = normal((n, b, size, size), dtype, 1), normal((s, b, 4, 4), dtype, 2)
+        prologue = Prologue(
+            normal((2, b), torch.float32, 3), normal((2, b), torch.float32, 4), "relu"
+        )
+        of_small, of_big = Statistics.empty(4, s), Statistics.empty(4, b)
+        small = native_kernels.fprop(
+            big, weight, None, **call, prologue=prologue, statistics=of_small
+        )
+        results += [
+            small,
+            native_kernels.dgrad(
+                small, weight, None, big_size=(size, size), **call, statistics=of_big
+            ),
+            native_kernels.wgrad(big, small, kernel_size=(4, 4), **call, big_prologue=prologue),
+            of_small.mean, of_small.m2, of_big.mean, of_big.m2,
+        ]  # fmt: skip
     return results
 
 
@@ -61,7 +85,7 @@ def elementwise(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("compute", [convolutions, batch_norms, elementwise])
+@pytest.mark.parametrize("compute", [convolutions, fused_convolutions, batch_norms, elementwise])
 def test_threads_change_no_bit(
     level, compute: Callable[[torch.dtype], list[Tensor]], dtype: torch.dtype
 ) -> None:
