@@ -145,6 +145,13 @@ def find_compiler() -> str | None:
     return next((found for name in COMPILERS if (found := shutil.which(name))), None)
 
 
+def missing_compiler() -> str:
+    """Say that there is no C++ compiler, and what would help."""
+    chosen = os.environ.get("CXX")
+    missing = f"CXX={chosen!r} is not a program" if chosen else "no C++ compiler was found"
+    return f"{missing}; install g++ (GCC 12 or newer) or set CXX"
+
+
 def obstacle() -> str | None:
     """Return why nothing can be compiled here, and what would help; None if it can."""
     if not sys.platform.startswith("linux"):
@@ -152,9 +159,7 @@ def obstacle() -> str | None:
     if source_folder() is None:
         return "the C++ sources (csrc/) are not installed"
     if find_compiler() is None:
-        chosen = os.environ.get("CXX")
-        missing = f"CXX={chosen!r} is not a program" if chosen else "no C++ compiler was found"
-        return f"{missing}; install g++ (GCC 12 or newer) or set CXX"
+        return missing_compiler()
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         return "Python.h was not found; install Python's development headers (python3-dev)"
     return None

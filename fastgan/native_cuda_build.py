@@ -117,20 +117,54 @@ def nvcc_version(nvcc: str) -> tuple[int, int]:
     return (int(release[1]), int(release[2])) if release else (0, 0)
 
 
+def wanted_at_install(choice: str, torch_cuda: str | None = torch.version.cuda) -> bool:
+    """Return whether installing should compile the kernels.
+
+    Args:
+        choice: FASTGAN_BUILD_CUDA: "on", "off", or "auto": where they could be used.
+        torch_cuda: the version of CUDA that torch is built with, None for a torch without.
+    """
+    return choice == "on" or (choice == "auto" and torch_cuda is not None)
+
+
 def compiler_obstacle() -> str | None:
-    """Return why the kernels cannot be compiled here, and what would help; None if they can."""
+    """Return why the kernels cannot be compiled for this torch, and what would help, or None."""
+    obstacle = _toolkit_obstacle()
+    nvcc, torch_cuda = find_nvcc(), torch.version.cuda
+    if obstacle is not None or nvcc is None or torch_cuda is None:
+        return obstacle
+    # Programs of a newer CUDA ask for a newer driver than the one that suffices for torch.
+    major = int(torch_cuda.partition(".")[0])
+    if nvcc_version(nvcc)[0] > major:
+        return (
+            f"{nvcc} is of CUDA {_dotted(nvcc_version(nvcc))}, this PyTorch of CUDA {torch_cuda}; "
+            f"set CUDACXX to an nvcc of CUDA {major}"
+        )
+    return None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _toolkit_obstacle() -> str | None:
+    """Return why nothing can be compiled for a GPU here, and what would help, or None."""
     if not sys.platform.startswith("linux"):
         return f"the CUDA kernels are built on Linux only, not on {sys.platform}"
     if source_folder() is None:
         return "the CUDA sources (csrc/cuda) are not installed"
-    nvcc = find_nvcc()
+    oldest, nvcc = _dotted(OLDEST_CUDA), find_nvcc()
     if nvcc is None:
-        return "no nvcc was found; install the CUDA toolkit (12.8 or newer) or set CUDACXX"
+        chosen = os.environ.get("CUDACXX")
+        missing = f"CUDACXX={chosen!r} is not a program" if chosen else "no nvcc was found"
+        return f"{missing}; install the CUDA toolkit ({oldest} or newer) or set CUDACXX to its nvcc"
     version = nvcc_version(nvcc)
+    if version == (0, 0):
+        return f"{nvcc} does not say its version; set CUDACXX to an nvcc of CUDA {oldest} or newer"
     if version < OLDEST_CUDA:
-        return f"nvcc is of CUDA {version[0]}.{version[1]}; 12.8 or newer is needed"
+        return f"{nvcc} is of CUDA {_dotted(version)}; set CUDACXX to one of {oldest} or newer"
     if native_build.find_compiler() is None:
-        return "no C++ compiler was found; install g++ or set CXX"
+        return native_build.missing_compiler()
     return None
 
 
@@ -252,7 +286,7 @@ def resources(
     Raises:
         NativeBuildError: no nvcc, or it failed.
     """
-    reason = compiler_obstacle()
+    reason = _toolkit_obstacle()
     if reason is not None:
         raise NativeBuildError(reason)
     sources, nvcc = source_folder(), find_nvcc()

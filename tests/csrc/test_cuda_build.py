@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import triton
+from simt_library import SHIM
 
-from fastgan import native_cuda, native_cuda_build
+from fastgan import native_build, native_cuda, native_cuda_build
 from fastgan.errors import NativeBuildError
 
 needs_nvcc = pytest.mark.skipif(
@@ -89,7 +92,7 @@ def test_the_key_changes_with_a_source(tmp_path: Path) -> None:
 def test_without_nvcc_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDACXX", "no-such-compiler")
     assert "CUDA toolkit" in native_cuda_build.compiler_obstacle()
-    with pytest.raises(NativeBuildError, match="no nvcc"):
+    with pytest.raises(NativeBuildError, match="is not a program; install the CUDA toolkit"):
         native_cuda_build.resources()
 
 
@@ -97,3 +100,75 @@ def test_without_nvcc_the_reason_says_what_to_install(monkeypatch: pytest.Monkey
 def test_without_cuda_nothing_is_built_and_the_reason_is_told() -> None:
     assert "CUDA" in native_cuda.usable()
     assert native_cuda.folder() is None
+
+
+def fake_nvcc(folder: Path, release: str) -> str:
+    path = folder / "nvcc"
+    path.write_text(f"#!/bin/sh\necho '{release}'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("release", "torch_cuda", "said"),
+    [
+        ("release 12.8, V12.8.1", "12.8", None),
+        ("release 12.9, V12.9.0", "12.8", None),
+        ("release 12.9, V12.9.0", "13.0", None),  # an older CUDA's programs run on a newer driver
+        ("release 13.0, V13.0.1", None, None),
+        ("release 13.0, V13.0.1", "12.8", "of CUDA 13.0, this PyTorch of CUDA 12.8; set CUDACXX"),
+        ("release 12.4, V12.4.1", "12.8", "of CUDA 12.4; set CUDACXX to one of 12.8 or newer"),
+        ("an error", "12.8", "does not say its version; set CUDACXX"),
+    ],
+)
+def test_nvcc_must_fit_the_kernels_and_torch(
+    release: str,
+    torch_cuda: str | None,
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDACXX", fake_nvcc(tmp_path, release))
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    obstacle = native_cuda_build.compiler_obstacle()
+    assert obstacle is None if said is None else said in str(obstacle)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library as it ships."""
+    return native_cuda_build.compile_library(tmp_path_factory.mktemp("library"))
+
+
+def loaded(library: Path, code: str) -> str:
+    """What `code` prints in a process that has loaded the library; `sys.argv[1]` is its path."""
+    command = [sys.executable, "-c", "import ctypes, sys, torch\n"]
+    if torch.version.cuda is None:  # something must answer for libtorch_cuda
+        source, stream = SHIM / "torch_stream.cpp", library.with_name("torch_stream.so")
+        subprocess.run(
+            [native_build.find_compiler(), "-shared", "-fPIC", str(source), "-o", str(stream)],
+            check=True,
+        )
+        command[-1] += f"ctypes.CDLL({str(stream)!r}, ctypes.RTLD_GLOBAL)\n"
+    command[-1] += f"torch.ops.load_library(sys.argv[1])\n{code}"
+    done = subprocess.run([*command, str(library)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_the_library_is_compiled_for_every_chip_and_loads(library: Path) -> None:
+    left = {path.name for path in library.parent.iterdir() if path.suffix != ".so"}
+    assert left == {native_build.RECORD}
+    key = native_cuda_build.build_key(native_cuda_build.source_folder())
+    assert native_build.check_library(library.parent, key, library.name) is None
+    operators = ("batch_norm_forward", "bias_act_backward", "image_wgrad", "pack_weights")
+    for operator in operators:
+        assert operator in loaded(library, f"print(torch.ops.fastgan_cuda.{operator}.default)")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    binaries = subprocess.run(
+        [str(tool), "--list-elf", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    for chip in native_cuda_build.ARCHITECTURES:
+        assert binaries.count(f".{chip}.cubin") == len(native_cuda_build.FAMILIES)
