@@ -4,6 +4,9 @@ Each specialization in the tuning tables is compiled ahead of time for each arch
 it; registers, shared memory, spills, matrix instructions and the width of its loads are read from
 the binary and held to the chip's limits and to what the kernel promises. The compiling happens in
 worker processes of their own, in which Triton's interpreter is off whatever it is here.
+
+The C++ CUDA kernels stand beside them where there is an nvcc: what ptxas says of each, held to the
+budget of `fastgan.native_cuda_build`.
 """
 
 from __future__ import annotations
@@ -110,6 +113,59 @@ def measure(
     )
 
 
+def cuda_chip(architecture: str) -> str | None:
+    """The chip that nvcc compiles for to serve an architecture, such as "sm_90a", or None."""
+    from fastgan.native_cuda_build import ARCHITECTURES
+
+    return next((chip for chip in ARCHITECTURES if chip.rstrip("a") == architecture), None)
+
+
+def measure_cuda(architectures: Iterable[str], jobs: int | None = None) -> list[Record]:
+    """Compiles the C++ CUDA kernels with nvcc.
+
+    Args:
+        architectures: as of `measure`; those that nvcc does not compile for are passed over.
+        jobs: compilers at a time; one a processor by default.
+
+    Returns:
+        One record a kernel and architecture, as `measure` returns them but for what ptxas does not
+        tell. "shared_memory" is the most that the kernel's launcher may ask for.
+    """
+    from fastgan import native_cuda_build
+    from fastgan.errors import NativeBuildError
+
+    def inspect(pair: tuple[str, str]) -> list[Record]:
+        architecture, family = pair
+        source: Record = {"architecture": architecture, "name": f"{family}.cu"}
+        try:
+            rows = native_cuda_build.resources([str(cuda_chip(architecture))], [family])
+        except NativeBuildError as error:
+            return [source | {"violations": [f"does not compile: {error}"]}]
+        if not rows:
+            return [source | {"violations": ["ptxas names no kernel"]}]
+        dynamic = native_cuda_build.SHARED_LIMITS[family]
+        return [
+            source
+            | {
+                "name": f"{family}.cu {row.kernel.replace('<', '[').replace('>', ']')}",
+                "registers": row.registers,
+                "shared_memory": row.static_shared_bytes + dynamic,
+                "spills": row.spill_bytes,
+                "violations": native_cuda_build.violations(row),
+            }
+            for row in rows
+        ]
+
+    pairs = [
+        (architecture, family)
+        for architecture in architectures
+        if cuda_chip(architecture) is not None
+        for family in sorted(native_cuda_build.FAMILIES)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        return [record for records in pool.map(inspect, pairs) for record in records]
+
+
 def resources_table(architecture: str, records: Iterable[Record]) -> Table:
     """One line a specialization of an architecture; those that break their budget in red."""
     table = Table(title=architecture, title_justify="left", title_style="bold")
@@ -125,16 +181,17 @@ def resources_table(architecture: str, records: Iterable[Record]) -> Table:
         if "registers" not in record:
             table.add_row(kernel, configuration, style=style)
             continue
-        found = record["matrix_instructions"].items()
+        # Of the CUDA kernels ptxas tells neither warps nor instructions.
+        found = record.get("matrix_instructions", {}).items()
         table.add_row(
             kernel,
             configuration,
-            str(record["num_warps"]),
+            str(record.get("num_warps", "")),
             str(record["registers"]),
             f"{record['shared_memory']:,}",
             str(record["spills"]),
             ", ".join(f"{count} {name}" for name, count in found),
-            "TMA" if record["bulk_copies"] else str(record["global_load"]),
+            "TMA" if record.get("bulk_copies") else str(record.get("global_load", "")),
             style=style,
         )
     return table
@@ -155,8 +212,9 @@ def main(
 ) -> None:
     """Compile every shipped kernel for every chip, and show what each uses. Needs no GPU.
 
-    Registers and spilt bytes a thread, shared memory a program, matrix instructions, and the
-    widest load from global memory; ends with status 1 if a kernel breaks its budget.
+    Registers and spilt bytes a thread, shared memory a program, and of Triton's kernels matrix
+    instructions and the widest load from global memory; ends with status 1 if a kernel breaks its
+    budget. The CUDA kernels (.cu) are compiled where there is an nvcc.
 
     `python -m bench resources --architecture sm_90 --json resources.json`
     """
@@ -164,6 +222,7 @@ def main(
 
     from bench.results import FAILED, OK, Results, Row, capture_environment
     from bench.tables import bench_console
+    from fastgan import native_cuda_build
     from fastgan.errors import ConfigError
     from fastgan.kernels.architecture import ARCHITECTURES
 
@@ -180,6 +239,10 @@ def main(
             status.update(f"compiled {len(done)} of {record['of']}: {record['name']}")
 
         records = measure(names, jobs, report)
+        no_nvcc = native_cuda_build.toolkit_obstacle()
+        if no_nvcc is None:
+            status.update("compiling the CUDA kernels with nvcc")
+            records += measure_cuda(names, jobs)
     for name in names:
         own = (record for record in records if record["architecture"] == name)
         console.print(resources_table(name, own))
@@ -190,6 +253,8 @@ def main(
                 f"{record['architecture']} {record['name']}: {violation}", style="red", markup=False
             )
     console.print(f"{len(records)} specializations compiled, {len(broken)} break their budget")
+    if no_nvcc is not None:
+        console.print(f"without the CUDA kernels: {no_nvcc}", markup=False, soft_wrap=True)
     if json is not None:
         kept = ("architecture", "name", "violations", "of")
         rows = [

@@ -129,7 +129,7 @@ def wanted_at_install(choice: str, torch_cuda: str | None = torch.version.cuda) 
 
 def compiler_obstacle() -> str | None:
     """Return why the kernels cannot be compiled for this torch, and what would help, or None."""
-    obstacle = _toolkit_obstacle()
+    obstacle = toolkit_obstacle()
     nvcc, torch_cuda = find_nvcc(), torch.version.cuda
     if obstacle is not None or nvcc is None or torch_cuda is None:
         return obstacle
@@ -147,7 +147,7 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _toolkit_obstacle() -> str | None:
+def toolkit_obstacle() -> str | None:
     """Return why nothing can be compiled for a GPU here, and what would help, or None."""
     if not sys.platform.startswith("linux"):
         return f"the CUDA kernels are built on Linux only, not on {sys.platform}"
@@ -286,7 +286,7 @@ def resources(
     Raises:
         NativeBuildError: no nvcc, or it failed.
     """
-    reason = _toolkit_obstacle()
+    reason = toolkit_obstacle()
     if reason is not None:
         raise NativeBuildError(reason)
     sources, nvcc = source_folder(), find_nvcc()
