@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.method import captured
+from fastgan import accelerate
 from fastgan.models import DCGANDiscriminator, DCGANGenerator
 from fastgan.training.randomness import latents
 
@@ -74,8 +75,9 @@ class Recipe:
 
     Attributes:
         precision: "fp32", "bf16" (autocast) or "fp64" (the gate's reference).
-        expert: channels_last, fused Adam, no discriminator weight gradients in the generator's
-            step, logits instead of probabilities (which autocast wants), nothing synchronises.
+        expert: channels_last, fused Adam, logits instead of probabilities (which autocast wants).
+        thrifty: no discriminator weight gradients in the generator's step, nothing synchronises.
+        layers: fastgan's layers in place of torch's (`fastgan.accelerate`).
         compile_mode: a mode of torch.compile for both networks, or "" for eager.
         graph: the whole step captured in one CUDA graph.
     """
@@ -83,6 +85,8 @@ class Recipe:
     name: str
     precision: str = "fp32"
     expert: bool = False
+    thrifty: bool = False
+    layers: bool = False
     compile_mode: str = ""
     graph: bool = False
 
@@ -90,25 +94,27 @@ class Recipe:
 def recipes(device: torch.device, precision: str) -> tuple[Recipe, ...]:
     """The baselines of a device, cheapest to prepare first."""
     plain = Recipe("plain script")
-    best = Recipe("best eager", precision, expert=True)
+    best = Recipe("best eager", precision, expert=True, thrifty=True)
     if device.type == "cuda":
         return (
             plain,
             best,
-            Recipe("best eager, graph", precision, expert=True, graph=True),
-            Recipe("compile", precision, expert=True, compile_mode="max-autotune"),
-            Recipe(
-                "compile, graph",
-                precision,
-                expert=True,
-                compile_mode="max-autotune-no-cudagraphs",
-                graph=True,
+            replace(best, name="best eager, graph", graph=True),
+            replace(best, name="compile", compile_mode="max-autotune"),
+            replace(
+                best, name="compile, graph", compile_mode="max-autotune-no-cudagraphs", graph=True
             ),
         )
-    rest = Recipe("compile", precision, expert=True, compile_mode="default")
+    rest = replace(best, name="compile", compile_mode="default")
     if precision == "fp32":
         return plain, best, rest
-    return plain, Recipe("best eager fp32", "fp32", expert=True), best, rest
+    return plain, replace(best, name="best eager fp32", precision="fp32"), best, rest
+
+
+def with_layers(precision: str) -> tuple[Recipe, ...]:
+    """fastgan's layers in loops of plain PyTorch: what its operators do without its step."""
+    loop = Recipe("fastgan layers, plain loop", precision, expert=True, layers=True)
+    return loop, replace(loop, name="fastgan layers, best loop", thrifty=True)
 
 
 @dataclass
@@ -146,6 +152,9 @@ class PlainStep:
             for network in (self.generator, self.discriminator):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.images = self.images.contiguous(memory_format=torch.channels_last)
+        if recipe.layers:
+            accelerate(self.generator)
+            accelerate(self.discriminator)
         options: dict[str, bool] = {}
         if recipe.expert:
             options = {"fused": True}
@@ -181,7 +190,7 @@ class PlainStep:
         """Train both networks on one batch, with `latents` or fresh ones."""
         if self.recipe.compile_mode == "max-autotune":
             torch.compiler.cudagraph_mark_step_begin()
-        expert = self.recipe.expert
+        thrifty = self.recipe.thrifty
         self.optimizer_d.zero_grad()
         loss_real, mean_real = self._loss(self.images, 1.0)
         loss_real.backward()
@@ -193,18 +202,18 @@ class PlainStep:
         loss_fake.backward()
         self.optimizer_d.step()
         self.optimizer_g.zero_grad()
-        if expert:
+        if thrifty:
             self.discriminator.requires_grad_(False)
         loss_g, mean_fake_after = self._loss(fake, 1.0)
         loss_g.backward()
-        if expert:
+        if thrifty:
             self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
         self.losses = {
             "discriminator loss": (loss_real + loss_fake).detach(),
             "generator loss": loss_g.detach(),
         }
-        if not expert:
+        if not thrifty:
             for mean in (mean_real, mean_fake, mean_fake_after):
                 mean.item()
 

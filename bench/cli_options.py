@@ -51,9 +51,13 @@ def prepare_device(name: str, threads: int | None = None) -> torch.device:
     """
     import torch
 
+    from fastgan.training.memory import keep_freed_memory
     from fastgan.training.state import find_device
 
     device = find_device(name)
+    if device.type == "cpu":
+        # Page faults of fresh outputs would be timed with every provider, and drown the kernels.
+        keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     if device.type == "cuda":

@@ -42,7 +42,16 @@ def step(
         typer.Option(
             "--switches",
             help="Also fastgan's step with one D pass alone, with weights cast once alone, and "
-            "with neither.",
+            "with neither; and fastgan's layers in the plain script's loop and in best eager's.",
+        ),
+    ] = False,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate",
+            help="Each provider in a process of its own (in turns all the same), with memory of "
+            "its own, as its user has it. On a CPU fastgan's trainer keeps the memory that a "
+            "step frees, which in one process makes the baselines faster too.",
         ),
     ] = False,
     seconds: Annotated[
@@ -71,6 +80,7 @@ def step(
         seconds=seconds,
         seed=seed,
         switches=switches,
+        isolate=isolate,
     )
     finish(run_step(options, report_line), json)
 

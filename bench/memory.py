@@ -8,20 +8,18 @@ allocator's own peak. A fresh process each time, since a peak cannot be taken ba
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench.baselines import Workload
 from bench.method import first_line, interquartile_range
-from bench.results import ERROR, ROOT, Results, Row, capture_environment
+from bench.processes import Worker
+from bench.results import ERROR, Results, Row, capture_environment
 from bench.step import (
     BaselineProvider,
     StepOptions,
@@ -32,8 +30,6 @@ from bench.step import (
 
 STEPS = 3
 REPEATS = 3
-MARK = "bench-memory-peak: "
-SECONDS_ALLOWED = 300
 
 
 def providers_of(options: StepOptions, precision: str) -> list[StepProvider]:
@@ -102,15 +98,8 @@ def memory_rows(
             dtype="bfloat16" if precision == "bf16" else "float32",
             unit="B",
         )
-        request = {
-            **dataclasses.asdict(workload),
-            "device": str(workload.device),
-            "precision": precision,
-            "provider": provider.name,
-            "threads": torch.get_num_threads(),
-        }
         try:
-            peaks = [_in_fresh_process(request) for _ in range(repeats)]
+            peaks = [_in_fresh_process(provider, workload) for _ in range(repeats)]
         except Exception as error:
             rows.append(dataclasses.replace(row, status=ERROR, message=first_line(error)))
             continue
@@ -139,37 +128,16 @@ def _with_ratios(rows: list[Row], ours: set[str]) -> list[Row]:
     ]
 
 
-def _in_fresh_process(request: dict[str, Any]) -> int:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.memory", json.dumps(request)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_ALLOWED,
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith(MARK):
-            return int(line.removeprefix(MARK))
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    raise RuntimeError(lines[-1])
+def _in_fresh_process(provider: StepProvider, workload: Workload) -> int:
+    with Worker(_warmed_peak, provider, workload) as measure:
+        return measure()
 
 
-def _serve(request: dict[str, Any]) -> int:
-    """In the fresh process: measure the provider that the request names."""
-    torch.set_num_threads(request["threads"])
-    workload = Workload(
-        request["image_size"],
-        request["batch_size"],
-        torch.device(request["device"]),
-        request["seed"],
-        request["width"],
-    )
-    offered = providers_of(StepOptions(workload.device), request["precision"])
-    provider = next(one for one in offered if one.name == request["provider"])
-    # Libraries load lazily: a small step first, so that their pages are not counted.
+def _warmed_peak(provider: StepProvider, workload: Workload) -> Callable[[], int]:
+    """In the fresh process: libraries load lazily, so a small step whose pages do not count."""
     small = dataclasses.replace(workload, image_size=16, batch_size=2, width=8)
     provider.program(small)()
-    return peak_of_step(provider, workload)
+    return functools.partial(peak_of_step, provider, workload)
 
 
 def _reset_resident_peak() -> None:
@@ -181,7 +149,3 @@ def _status_bytes(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}")
-
-
-if __name__ == "__main__":
-    print(f"{MARK}{_serve(json.loads(sys.argv[1]))}")

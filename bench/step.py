@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from bench.baselines import PlainStep, Recipe, StepRecord, Workload, recipes
+from bench.baselines import PlainStep, Recipe, StepRecord, Workload, recipes, with_layers
 from bench.ceilings import measure_ceilings
 from bench.gate import Verdict
 from bench.method import Contestant, first_line, race
+from bench.processes import Worker
 from bench.results import Results, Row, capture_environment
 from bench.rows import Entry, rows_of
 from bench.shapes import step_passes
@@ -37,7 +39,8 @@ class StepOptions:
         seed: of weights, images and latents.
         width: channels of the networks' outer hidden maps.
         tiny: measure the ceilings with tiny buffers (a walk through the code).
-        switches: also fastgan's step with each of its switches alone.
+        switches: also fastgan's step with each of its switches alone, and its layers without it.
+        isolate: each provider in a process of its own, with memory of its own.
     """
 
     device: torch.device
@@ -50,6 +53,7 @@ class StepOptions:
     width: int = 64
     tiny: bool = False
     switches: bool = False
+    isolate: bool = False
 
     def baselines(self, precision: str) -> list[Recipe]:
         """The baselines asked for, at a precision.
@@ -85,13 +89,15 @@ class StepProvider(Protocol):
 class BaselineProvider:
     """A recipe of bench/baselines.py; `program` goes on with what `record` has built."""
 
-    ours = False
     implementation = ""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.name = recipe, recipe.name
+        self.recipe, self.name, self.ours = recipe, recipe.name, recipe.layers
         self.precision = recipe.precision
         self._built: PlainStep | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_built": None}
 
     def record(self, workload: Workload) -> StepRecord:
         """One step of a fresh program on the workload's latents."""
@@ -106,12 +112,13 @@ class BaselineProvider:
 
 
 def all_providers(options: StepOptions, precision: str) -> list[StepProvider]:
-    """fastgan, its switches one by one if asked for, and the baselines, at a precision."""
+    """fastgan, its parts one by one if asked for, and the baselines, at a precision."""
     from bench.fastgan_step import SWITCHES, FastganProvider
 
-    ours = [FastganProvider(precision)]
+    ours: list[StepProvider] = [FastganProvider(precision)]
     if options.switches:
         ours += [FastganProvider(precision, name, **each) for name, each in SWITCHES.items()]
+        ours += map(BaselineProvider, with_layers(precision))
     return [*ours, *map(BaselineProvider, options.baselines(precision))]
 
 
@@ -126,9 +133,14 @@ def run_step(
         options: what to measure.
         report: takes a line for each thing begun.
         providers: what to compare at a precision.
+
+    Raises:
+        ConfigError: a baseline is not known, or processes of their own are wanted on a GPU.
     """
     for precision in options.precisions:
         options.baselines(precision)  # a misspelt name must not wait for the first measurement
+    if options.isolate and options.device.type != "cpu":
+        raise ConfigError(f"--isolate is for a CPU, not for {options.device.type}")
     results = Results("step", capture_environment(options.device, options.seed))
     report("measuring the ceilings: a large copy, large matrix products")
     results.ceilings = measure_ceilings(options.device, tiny=options.tiny)
@@ -137,7 +149,13 @@ def run_step(
         # What was compiled for another case counts against the compiler's limit otherwise.
         torch.compiler.reset()
         results.rows += step_rows(
-            workload, precision, chosen, options.seconds, results.ceilings, report
+            workload,
+            precision,
+            chosen,
+            options.seconds,
+            results.ceilings,
+            report,
+            options.isolate,
         )
     return results
 
@@ -157,6 +175,7 @@ def step_rows(
     seconds: float,
     ceilings: dict[str, float],
     report: Report = print,
+    isolate: bool = False,
 ) -> list[Row]:
     """Gate the providers on one workload, then race them for `seconds`."""
     batch, size = workload.batch_size, workload.image_size
@@ -178,15 +197,21 @@ def step_rows(
     del exact
     if workload.device.type == "cuda":
         torch.cuda.empty_cache()
-    contestants = []
+    contestants, programs = [], ExitStack()
     for index, (provider, entry) in enumerate(zip(providers, entries, strict=True)):
         if entry.may_race:
             try:
-                contestants.append(Contestant(provider.name, provider.program(workload)))
+                program = (
+                    provider.program(workload)
+                    if not isolate
+                    else programs.enter_context(Worker(_program, provider, workload))
+                )
+                contestants.append(Contestant(provider.name, program))
             except Exception as error:
                 entries[index] = dataclasses.replace(entry, failure=first_line(error))
     report(f"{title}: {len(contestants)} providers in turns for {seconds:.0f} s")
-    timings = race(contestants, workload.device, seconds=seconds)
+    with programs:
+        timings = race(contestants, workload.device, seconds=seconds)
     dtype = "bfloat16" if precision == "bf16" else "float32"
     template = Row(
         case=f"DCGAN step {size}×{size}",
@@ -201,3 +226,13 @@ def step_rows(
         if row.median is not None:
             row.extra["images_per_second"] = batch / row.median
     return rows
+
+
+def _program(provider: StepProvider, workload: Workload) -> Callable[[], object]:
+    """In a process of its own: one call, one step that returns nothing."""
+    step = provider.program(workload)
+
+    def once() -> None:
+        step()
+
+    return once

@@ -128,12 +128,18 @@ class TrainConfig:
 
     one_pass: str = _setting(
         "auto",
-        "Run D on real and generated images as one batch: on, off, or auto (on a GPU, where it is"
-        " faster; equal up to rounding)",
+        "Run D on real and generated images as one batch: on, off (slower, but holds fewer"
+        " activations), or auto (on); equal up to rounding",
         choices=("auto", "on", "off"),
     )
     cast_once: bool = _setting(
         True, "In bf16, cast each weight once an update instead of at each use", resumable=True
+    )
+    keep_memory: bool = _setting(
+        True,
+        "On a CPU, keep the memory that a step frees for the next one instead of giving it back"
+        " (faster; for the whole process)",
+        resumable=True,
     )
     capture: bool = _setting(
         True, "On a GPU, replay the step as one CUDA graph (same results, faster)", resumable=True

@@ -13,7 +13,6 @@ from torch import Tensor
 from fastgan.ops.image_batch import image_batch
 from fastgan.training.config import TrainConfig
 from fastgan.training.randomness import mixed_seed
-from fastgan.training.state import memory_format
 
 # How a batch may come: places in the resident data set, bytes, or floats in [-1, 1].
 KINDS = {torch.int64: "indices", torch.uint8: "pixels", torch.float32: "images"}
@@ -26,10 +25,18 @@ class StepInputs:
         config: the run's settings.
         device: where the step runs.
         resident: uint8 [count, H, W, C], the whole data set on the device, or None.
+        layout: of the images.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, resident: Tensor | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        resident: Tensor | None,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         self.config, self.device, self.resident = config, device, resident
+        self.layout = layout
         self.count = config.batch_size * config.discriminator_steps
         self.average_weight = torch.zeros((), device=device)
         self.latents, self.flips = torch.Generator(device), torch.Generator(device)
@@ -80,7 +87,7 @@ class StepInputs:
                 indices = torch.arange(len(real), device=self.device)
             assert pixels is not None
             real = image_batch(pixels, indices, self._mirrored(len(real)))
-        return real.contiguous(memory_format=memory_format(self.config))
+        return real.contiguous(memory_format=self.layout)
 
     def _mirrored(self, count: int) -> Tensor | None:
         if not self.config.horizontal_flip:

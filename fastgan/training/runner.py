@@ -54,7 +54,7 @@ class StepRunner:
         self.config, self.state = config, state
         self.loss = AdversarialLoss.of(config)
         self.plan = StepPlan.of(config, state.discriminator)
-        self.inputs = StepInputs(config, state.device, resident)
+        self.inputs = StepInputs(config, state.device, resident, state.memory_format)
         self.ring = MetricRing(METRICS, config.log_every, state.device)
         if engine is None and state.device.type == "cuda":
             engine = CudaGraphs(state.device)

@@ -18,6 +18,7 @@ from fastgan.errors import CheckpointError, ConfigError
 from fastgan.models import build_networks
 from fastgan.nn import accelerate
 from fastgan.ops import PackedWeights
+from fastgan.ops.implementations import forced_backend
 from fastgan.training.config import TrainConfig
 from fastgan.training.randomness import drawing_from
 
@@ -35,14 +36,10 @@ OPTIMISERS: Mapping[str, Callable[[Parameters, float, TrainConfig], torch.optim.
 
 
 def _adam_kernel(parameters: Parameters, config: TrainConfig) -> dict[str, bool]:
-    """Which of torch's kernels updates: the fused one, except for float32 on a CPU.
-
-    There the rounding is kept to that of torch's default, so that a run equals a plain script's:
-    the fused kernel rounds once less.
-    """
-    if parameters[0].is_cuda:
-        return {"fused": True, "capturable": True}
-    return {"fused": True} if config.precision == "bf16" else {"foreach": True}
+    """Which of torch's kernels updates: the fused one, except for a plain run."""
+    if is_plain(config):
+        return {"foreach": True, "capturable": parameters[0].is_cuda}
+    return {"fused": True, "capturable": parameters[0].is_cuda}
 
 
 @dataclass
@@ -55,6 +52,7 @@ class TrainingState:
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
     device: torch.device
+    memory_format: torch.memory_format
     step: int = 0
     packed: dict[nn.Module, PackedWeights] = field(default_factory=dict)
 
@@ -63,10 +61,11 @@ class TrainingState:
         """Step 0 of a run: a function of the configuration's seed (`channels` must be known)."""
         with drawing_from(config.seed, "initialisation"):
             generator, discriminator = _build(config)
+        layout = torch.contiguous_format if is_plain(config) else torch.channels_last
         for network in (generator, discriminator):
-            network.to(device).to(memory_format=memory_format(config))  # type: ignore[call-overload]
+            network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
             accelerate(network.train())
-        averaged = copy.deepcopy(generator).eval().requires_grad_(False)
+        averaged = averaged_copy(generator, config)
         optimiser = OPTIMISERS[config.optimiser]
         return cls(
             generator,
@@ -75,12 +74,19 @@ class TrainingState:
             optimiser(list(generator.parameters()), config.generator_lr, config),
             optimiser(list(discriminator.parameters()), config.discriminator_lr, config),
             device,
+            layout,
         )
 
     def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of G or of D."""
         generating = network is self.generator
         return self.generator_optimizer if generating else self.discriminator_optimizer
+
+    @property
+    def averages(self) -> bool:
+        """Whether the averaged G has tensors of its own, which follow G's."""
+        of_average = next(self.averaged_generator.parameters())
+        return of_average is not next(self.generator.parameters())
 
     def pack(self, dtype: torch.dtype) -> None:
         """From now on keep G's and D's weights in kernel layout too, cast once an update."""
@@ -164,6 +170,14 @@ def build_generator(config: TrainConfig) -> nn.Module:
         return _build(config)[0]
 
 
+def averaged_copy(generator: nn.Module, config: TrainConfig) -> nn.Module:
+    """The averaged G at step 0, to be evaluated; on G's own tensors where nothing is averaged."""
+    if config.ema_half_life > 0:
+        return copy.deepcopy(generator).eval().requires_grad_(False)
+    shared = {id(tensor): tensor for tensor in (*generator.parameters(), *generator.buffers())}
+    return copy.deepcopy(generator, shared).eval()
+
+
 def _build(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     if config.channels is None:
         raise ConfigError("channels is not set: give 1, 3 or 4, or take the data's own")
@@ -180,9 +194,14 @@ def _build(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     )
 
 
-def memory_format(config: TrainConfig) -> torch.memory_format:
-    """Layout of weights and images at a precision: channels_last for bf16."""
-    return torch.channels_last if config.precision == "bf16" else torch.contiguous_format
+def is_plain(config: TrainConfig) -> bool:
+    """Whether a run is computed as a plain PyTorch script would, in float32 by torch's operators.
+
+    The reference operators, forced (`FASTGAN_BACKEND=reference`), then come with torch's default
+    layout and a weight update that rounds as its default one does, so that the weights stay those
+    of the script: Adam turns differences of rounding into whole steps where a gradient is near 0.
+    """
+    return config.precision == "fp32" and forced_backend() == "reference"
 
 
 def find_device(name: str) -> torch.device:

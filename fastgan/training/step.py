@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fastgan.nn import BatchNorm2d
 from fastgan.training.config import TrainConfig
 from fastgan.training.objective import AdversarialLoss
-from fastgan.training.state import TrainingState
+from fastgan.training.state import TrainingState, is_plain
 
 METRICS = ("loss_d", "loss_g", "d_real", "d_fake_before", "d_fake_after")
 
@@ -48,11 +48,10 @@ class StepPlan:
     @classmethod
     def of(cls, config: TrainConfig, discriminator: nn.Module) -> StepPlan:
         """The plan that the configuration asks for, as far as D's layers allow it."""
-        device = next(discriminator.parameters()).device
         if config.one_pass == "off":
             return cls("one_pass is off")
-        if config.one_pass == "auto" and device.type != "cuda":
-            return cls(f"on device {device.type!r} one pass gains nothing")
+        if config.one_pass == "auto" and is_plain(config):
+            return cls("a plain run has two passes, as the script has")
         for name, module in discriminator.named_modules():
             kind = type(module).__name__
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(
@@ -192,16 +191,24 @@ def is_penalised(config: TrainConfig, step: int) -> bool:
 
 
 def update(state: TrainingState, network: nn.Module, config: TrainConfig) -> None:
-    """One step of a network's optimizer, on gradients no longer than the configuration allows."""
+    """One step of a network's optimizer, on gradients no longer than the configuration allows.
+
+    They are dropped at once: no network's gradients are held while the other one learns. (A step
+    drops them before it begins, too: one that was broken off leaves some.)
+    """
     if config.clip_gradients > 0:
         nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradients)
-    state.optimizer_of(network).step()
+    optimizer = state.optimizer_of(network)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     state.refresh_packed(network)
 
 
 @torch.no_grad()
 def update_average(state: TrainingState, weight: float | Tensor) -> None:
     """Move the averaged G towards G, its running statistics too; counters are copied."""
+    if not state.averages:
+        return
     average = _floating_and_others(state.averaged_generator.state_dict())
     current = _floating_and_others(state.generator.state_dict())
     for mean, newest in zip(average[0], current[0], strict=True):

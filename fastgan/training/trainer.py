@@ -19,6 +19,7 @@ from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.config import TrainConfig
 from fastgan.training.curves import require_tensorboard
 from fastgan.training.loop import TrainingLoop
+from fastgan.training.memory import keep_freed_memory
 from fastgan.training.run_folder import RunFolder, next_run_folder
 from fastgan.training.runner import StepRunner
 from fastgan.training.state import TrainingState, find_device
@@ -63,6 +64,8 @@ class Trainer:
         if config.tensorboard:
             require_tensorboard()
         self.device = find_device(config.device)
+        if self.device.type == "cpu" and config.keep_memory:
+            keep_freed_memory()
         self.batches = Batches(data, config, self.device)
         self.state = TrainingState.initial(config, self.device)
         self.runner = StepRunner(config, self.state, self.batches.resident)

@@ -39,12 +39,13 @@ def test_every_command_explains_itself(command: str) -> None:
     assert len(_run(command, "--help")) > 200
 
 
-def test_step_writes_a_row_for_every_provider(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [(), ("--isolate",)], ids=["one process", "isolated"])
+def test_step_writes_a_row_for_every_provider(tmp_path: Path, where: tuple[str, ...]) -> None:
     out = tmp_path / "out.json"
     _run(
         *("step", "--device", "cpu", "--image-size", "16", "--batch-size", "2"),
         *("--against", "plain script", "--against", "best eager", "--precision", "fp32"),
-        *("--seconds", "0.1", "--json", str(out)),
+        *("--seconds", "0.1", "--json", str(out), *where),
     )
     results = read(out)
     assert [row.provider for row in results.rows] == ["fastgan", "plain script", "best eager"]
@@ -54,6 +55,27 @@ def test_step_writes_a_row_for_every_provider(tmp_path: Path) -> None:
     assert environment.threads == torch.get_num_threads()
     assert environment.command.startswith("python -m bench")
     assert str(tmp_path) not in out.read_text()
+
+
+def test_step_measures_the_switches_and_the_layers_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    _run(
+        *("step", "--device", "cpu", "--image-size", "16", "--batch-size", "2", "--switches"),
+        *("--against", "best eager", "--precision", "bf16", "--seconds", "0.1"),
+        *("--json", str(out)),
+    )
+    rows = {row.provider: row for row in read(out).rows}
+    assert {row.status for row in rows.values()} == {OK}
+    assert list(rows) == [
+        "fastgan",
+        "fastgan, no switch",
+        "fastgan, one D pass",
+        "fastgan, weights cast once",
+        "fastgan layers, plain loop",
+        "fastgan layers, best loop",
+        "best eager",
+    ]
+    assert {row.baseline for row in rows.values()} == {"best eager"}
 
 
 @pytest.mark.parametrize(

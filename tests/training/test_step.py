@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastgan
 from fastgan.errors import ConfigError
 from fastgan.objectives import OBJECTIVES
 from fastgan.training.randomness import drawing_from, latents, mixed_seed
@@ -156,6 +157,51 @@ def test_the_average_is_short_at_the_start_and_off_at_zero(small) -> None:
     assert weight_of_average(config, 0) > 1 - 1e-5
     assert weight_of_average(config, 10**6) == pytest.approx(1 - 0.5 ** (8 / 10_000))
     assert weight_of_average(small(ema_half_life=0.0), 100) == 1.0
+
+
+def test_an_average_of_nothing_is_the_generator_itself(trainer) -> None:
+    one = trainer(ema_half_life=0.0)
+    one.step(one.batches.of_step(0))
+    averaged = one.state.averaged_generator
+    assert not averaged.training
+    mine = one.state.generator.state_dict(keep_vars=True)
+    for key, value in averaged.state_dict(keep_vars=True).items():
+        assert value is mine[key]
+    assert next(trainer().state.averaged_generator.parameters()).requires_grad is False
+
+
+def test_no_gradients_are_held_between_the_updates(trainer) -> None:
+    one = trainer()
+    held = []
+    networks = {"G": one.state.generator, "D": one.state.discriminator}
+    for name, other in (("G", "D"), ("D", "G")):
+        one.state.optimizer_of(networks[name]).register_step_pre_hook(
+            lambda *_, name=name, other=other: held.append(
+                (
+                    name,
+                    all(weight.grad is not None for weight in networks[name].parameters()),
+                    any(weight.grad is not None for weight in networks[other].parameters()),
+                )
+            )
+        )
+    one.step(one.batches.of_step(0))
+    assert held == [("D", True, False), ("G", True, False)]
+
+
+def test_a_run_on_the_reference_operators_is_a_plain_script(trainer) -> None:
+    with fastgan.backend("reference"):
+        plain = trainer()
+    fast = trainer()
+    for one, layout, kernel in (
+        (plain, torch.contiguous_format, "foreach"),
+        (fast, torch.channels_last, "fused"),
+    ):
+        weight = one.state.discriminator.main[2].weight
+        assert weight.is_contiguous(memory_format=layout)
+        assert one.runner.inputs.images(one.batches.of_step(0)).is_contiguous(memory_format=layout)
+        assert one.state.generator_optimizer.defaults[kernel]
+    assert "plain" in plain.runner.plan.why_two_passes
+    assert fast.runner.plan.one_pass
 
 
 def test_several_discriminator_steps_take_fresh_images_and_latents(trainer) -> None:
