@@ -155,10 +155,9 @@ def test_dtype_and_layout_follow_the_twin(dtype: torch.dtype) -> None:
         found = fastgan.accelerate(network)(images)
         assert found.dtype == expected.dtype
         assert found.stride() == expected.stride()
-        # torch rounds a bfloat16 layer's statistics to bfloat16; normalised values are about 1.
-        torch.testing.assert_close(
-            found, expected, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
-        )
+        # So small a layer is torch's own; test_native_through_ops has the kernels' distance from
+        # a bfloat16 twin, which rounds its statistics.
+        torch.testing.assert_close(found, expected)
 
 
 def test_autocast_follows_the_twin() -> None:

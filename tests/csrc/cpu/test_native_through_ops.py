@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from native_cases import dense
+from tolerances import assert_within, epsilon
 from torch.nn import functional as F
 
 from fastgan import native, native_kernels, ops
@@ -80,6 +81,32 @@ def test_training_a_block_agrees_with_torch(extension) -> None:
              (var, twin.running_var), (weight.grad, twin.weight.grad))  # fmt: skip
     for got, wanted in pairs:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_all_bfloat16_batch_norm_keeps_the_statistics_that_its_twin_rounds(extension) -> None:
+    """Ours is within the one rounding of its result; torch rounds mean and 1/deviation besides.
+
+    Without a float32 parameter torch keeps its statistics in bfloat16 on a CPU. With a relative
+    error u in each, w (x - mean) / deviation + b moves by u |w| (|mean| + |x - mean|) / deviation.
+    """
+    x = (drawn(3, 64, 8, 8) + 1).detach().bfloat16()
+    weight, bias = drawn(64, seed=1).detach().bfloat16(), drawn(64, seed=2).detach().bfloat16()
+    running = torch.zeros(64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16)
+    with ops.backend("cpu"):
+        found = ops.batch_norm_act(x, *running, weight, bias, True, activation="relu")
+    twins = F.batch_norm(x, *running, weight, bias, True).relu()
+
+    exact_x, w, b = x.double(), weight.double()[:, None, None], bias.double()[:, None, None]
+    variance, mean = torch.var_mean(exact_x, (0, 2, 3), correction=0, keepdim=True)
+    factor = w.abs() / (variance + 1e-5).sqrt()
+    exact = F.batch_norm(exact_x, None, None, weight.double(), bias.double(), True).relu()
+    size = factor * (mean.abs() + exact_x.abs()) + b.abs()
+    sums = (3 * 8 * 8 + 10) * epsilon(torch.float32) * size  # of 192 numbers, then ten operations
+    u = epsilon(torch.bfloat16) / 2
+    own = u * exact.abs() + sums
+    assert_within("ours", found, exact, own)
+    moved = u * factor * (mean.abs() + (exact_x - mean).abs())
+    assert_within("torch's", twins, exact, (1 + 2 * u) * moved + (1 + u) * own)
 
 
 def test_second_derivatives_are_right(extension) -> None:
