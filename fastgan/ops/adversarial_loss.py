@@ -27,7 +27,9 @@ from fastgan.ops.implementations import (
     Implementation,
     always,
     cached_choice,
+    choice_when_transformed,
     implementation_named,
+    transformed,
     triton_prefers,
     triton_supports,
 )
@@ -289,6 +291,8 @@ def discriminator_loss_and_gradients(
     """
     objective_named(objective, real_label=real_label, fake_label=fake_label)
     implementation = choice(real_logits, fake_logits).chosen
+    if implementation == "reference":
+        return _reference_discriminator(real_logits, fake_logits, objective, real_label, fake_label)
     return discriminator_operator(
         real_logits, fake_logits, objective, real_label, fake_label, implementation
     )
@@ -304,10 +308,15 @@ def generator_loss_and_gradient(
         (loss, mean D(G(z)), gradient at fake_logits).
     """
     objective_named(objective)
-    return generator_operator(fake_logits, objective, choice(fake_logits).chosen)
+    implementation = choice(fake_logits).chosen
+    if implementation == "reference":
+        return _reference_generator(fake_logits, objective)
+    return generator_operator(fake_logits, objective, implementation)
 
 
 def choice(*logits: Tensor, **arguments: Any) -> Choice:
     """Return what would serve the loss of these logits."""
+    if transformed():
+        return choice_when_transformed("adversarial_loss", IMPLEMENTATIONS)
     call = Call(logits[0].device, tuple(tensor.dtype for tensor in logits))
     return cached_choice("adversarial_loss", IMPLEMENTATIONS, call)

@@ -33,7 +33,13 @@ from fastgan.ops.batch_norm_act_operators import (
     reference_backward,
     training_operator,
 )
-from fastgan.ops.implementations import Choice, cached_choice
+from fastgan.ops.implementations import (
+    Choice,
+    cached_choice,
+    choice_when_transformed,
+    transformed,
+    transformed_backward,
+)
 
 
 class BatchNormAct(torch.autograd.Function):
@@ -67,7 +73,7 @@ class BatchNormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y):
         tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transformed_backward(grad_y):
             grad_x, grad_weight, grad_bias = reference_backward(grad_y, *tensors, *ctx.settings)
         else:
             grad_y = grad_y.contiguous(memory_format=torch.channels_last)
@@ -153,6 +159,8 @@ def choice(
     **keywords: Any,
 ) -> Choice:
     """Return what would serve `batch_norm_act` with these arguments."""
+    if transformed():
+        return choice_when_transformed("batch_norm_act", IMPLEMENTATIONS)
     call = Call(
         x.device,
         x.dtype,

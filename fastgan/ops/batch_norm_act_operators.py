@@ -85,7 +85,9 @@ def reference_backward(
     mean and invstd, [g, C], are constants here and serve where `training` is false.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    sliced = x.to(wide).unflatten(0, (stat_groups, -1))  # [g, N/g, C, ...]
+    # Not unflatten and flatten: the vmap of is_grads_batched=True has no rules for them.
+    in_slices = (stat_groups, x.shape[0] // stat_groups, *x.shape[1:])  # [g, N/g, C, ...]
+    sliced = x.to(wide).reshape(in_slices)
     slices = (1, *range(3, sliced.dim()))
     channels = (1, 1, -1, *(1,) * (x.dim() - 2))
     if training:
@@ -100,7 +102,7 @@ def reference_backward(
         z = z * weight.to(wide).view(channels)
     if bias is not None:
         z = z + bias.to(wide).view(channels)
-    grad_z = grad_y.to(wide).unflatten(0, (stat_groups, -1))
+    grad_z = grad_y.to(wide).reshape(in_slices)
     grad_z = ACTIVATIONS[activation].backward_from_input(grad_z, z, negative_slope)
     grad_weight = (grad_z * normalised).sum((0, *slices))
     grad_bias = grad_z.sum((0, *slices))
@@ -108,7 +110,7 @@ def reference_backward(
     if training:
         along = (grad_x * normalised).mean(slices, keepdim=True)
         grad_x = grad_x - grad_x.mean(slices, keepdim=True) - normalised * along
-    return (grad_x * invstd).flatten(0, 1).to(x.dtype), grad_weight, grad_bias
+    return (grad_x * invstd).reshape(x.shape).to(x.dtype), grad_weight, grad_bias
 
 
 # --------------------------------------------------------------------------- Triton

@@ -21,7 +21,10 @@ from fastgan.ops.implementations import (
     Implementation,
     always,
     cached_choice,
+    choice_when_transformed,
     implementation_named,
+    transformed,
+    transformed_backward,
     triton_prefers,
     triton_supports,
 )
@@ -156,7 +159,7 @@ class BiasAct(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, bias = ctx.saved_tensors
         activation, negative_slope, implementation = ctx.settings
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transformed_backward(grad_y):
             grads = _reference_backward(grad_y, x, bias, activation, negative_slope)
         else:
             grad_y = grad_y.contiguous(memory_format=torch.channels_last)
@@ -208,6 +211,8 @@ def choice(
     negative_slope: float = 0.01,
 ) -> Choice:
     """Return what would serve `bias_act` with these arguments."""
+    if transformed():
+        return choice_when_transformed("bias_act", IMPLEMENTATIONS)
     call = Call(
         x.device,
         x.dtype,

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.activations import activate
+from fastgan.ops.implementations import transformed
 from fastgan.ops.library import register
 
 Pair = tuple[int, int]
@@ -87,7 +88,7 @@ def regular(weight: Tensor) -> Tensor:
     ("slow_conv2d: grad_weight must be contiguous", for a channels_last input and a transposed or
     sliced weight.)
     """
-    if weight.is_contiguous() or weight.dim() != 4:
+    if weight.is_contiguous() or weight.dim() != 4 or transformed():
         return weight
     if suggests_channels_last(weight):
         return dense(weight)

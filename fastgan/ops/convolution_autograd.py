@@ -3,6 +3,7 @@
 Each is an autograd Function around its operator (`convolution`); each one's backward is made of the
 other two, so that `create_graph=True` is right to any order. While autograd records, a backward
 calls the differentiable functions; otherwise the operators, with the weight that forward packed.
+Gradients that come in under a transform (vmap, forward-mode AD) go to torch's own convolutions.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from fastgan.ops.activations import ACTIVATIONS
 from fastgan.ops.convolution import (
+    REFERENCE,
     Pair,
     dense,
     dgrad_operator,
     fprop_operator,
     wgrad_operator,
 )
+from fastgan.ops.implementations import transformed_backward
 from fastgan.ops.packing import packed
 
 
@@ -54,7 +57,7 @@ def _pre_activation_gradient(grad: Tensor, y: Tensor | None, settings: _Settings
     if y is not None:
         activation = ACTIVATIONS[settings.activation]
         grad = activation.backward_from_output(grad, y, settings.negative_slope)
-    return dense(grad)
+    return grad if transformed_backward(grad) else dense(grad)
 
 
 def _bias_gradient(grad: Tensor, settings: _Settings) -> Tensor:
@@ -63,8 +66,13 @@ def _bias_gradient(grad: Tensor, settings: _Settings) -> Tensor:
     return grad.sum((0, 2, 3), dtype=wide).to(settings.bias_dtype)
 
 
-def _grad_by_fprop(big: Tensor, weight: Tensor, packed_weight: Tensor, at: _Settings) -> Tensor:
-    if torch.is_grad_enabled():
+def _grad_by_fprop(
+    big: Tensor, weight: Tensor, packed_weight: Tensor | None, at: _Settings
+) -> Tensor:
+    if transformed_backward(big, weight):
+        weight = weight.to(big.dtype)
+        return REFERENCE["fprop"](big, weight, None, at.stride, at.padding, "identity", 0.0)
+    if packed_weight is None or torch.is_grad_enabled():
         return fprop(
             big, weight, stride=at.stride, padding=at.padding, implementation=at.implementation
         )
@@ -73,8 +81,14 @@ def _grad_by_fprop(big: Tensor, weight: Tensor, packed_weight: Tensor, at: _Sett
     )
 
 
-def _grad_by_dgrad(small: Tensor, weight: Tensor, packed_weight: Tensor, at: _Settings) -> Tensor:
-    if torch.is_grad_enabled():
+def _grad_by_dgrad(
+    small: Tensor, weight: Tensor, packed_weight: Tensor | None, at: _Settings
+) -> Tensor:
+    if transformed_backward(small, weight):
+        return REFERENCE["dgrad"](
+            small, weight.to(small.dtype), None, at.big_size, at.stride, at.padding, "identity", 0.0
+        )
+    if packed_weight is None or torch.is_grad_enabled():
         return dgrad(
             small,
             weight,
@@ -97,6 +111,10 @@ def _grad_by_dgrad(small: Tensor, weight: Tensor, packed_weight: Tensor, at: _Se
 
 
 def _grad_by_wgrad(big: Tensor, small: Tensor, at: _Settings) -> Tensor:
+    if transformed_backward(big, small):
+        return REFERENCE["wgrad"](
+            big, small, at.kernel_size, at.stride, at.padding, at.weight_dtype
+        )
     return Wgrad.apply(
         big, small, at.kernel_size, at.stride, at.padding, at.weight_dtype, at.implementation
     )
@@ -200,7 +218,17 @@ class Wgrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, big, small, kernel_size, stride, padding, out_dtype, implementation):
-        ctx.settings = (tuple(big.shape[2:]), stride, padding, implementation)
+        ctx.settings = _Settings(
+            tuple(big.shape[2:]),
+            tuple(kernel_size),
+            stride,
+            padding,
+            "identity",
+            0.0,
+            implementation,
+            out_dtype,
+            None,
+        )
         wants_big, wants_small = ctx.needs_input_grad[:2]
         ctx.save_for_backward(big if wants_small else None, small if wants_big else None)
         return wgrad_operator(big, small, kernel_size, stride, padding, out_dtype, implementation)
@@ -208,22 +236,12 @@ class Wgrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_weight):
         big, small = ctx.saved_tensors
-        big_size, stride, padding, implementation = ctx.settings
-        grad_big = grad_small = None
-        if ctx.needs_input_grad[0]:
-            grad_big = dgrad(
-                small,
-                grad_weight,
-                big_size=big_size,
-                stride=stride,
-                padding=padding,
-                implementation=implementation,
-            )
-        if ctx.needs_input_grad[1]:
-            grad_small = fprop(
-                big, grad_weight, stride=stride, padding=padding, implementation=implementation
-            )
-        return grad_big, grad_small, *(None,) * 5
+        wants_big, wants_small = ctx.needs_input_grad[:2]
+        return (
+            _grad_by_dgrad(small, grad_weight, None, ctx.settings) if wants_big else None,
+            _grad_by_fprop(big, grad_weight, None, ctx.settings) if wants_small else None,
+            *(None,) * 5,
+        )
 
 
 def fprop(

@@ -20,8 +20,10 @@ from fastgan.ops.implementations import (
     Choice,
     Implementation,
     always,
+    choice_when_transformed,
     choose,
     forced_backend,
+    transformed,
     triton_prefers,
     triton_supports,
 )
@@ -276,6 +278,9 @@ def plan(
     groups: int,
 ) -> Plan:
     """Return the plan of a call, with the arguments as the public functions take them."""
+    if transformed():
+        operator = "conv_transpose2d" if transposed else "conv2d"
+        return Plan(choice_when_transformed(operator, IMPLEMENTATIONS), "reference", x.dtype)
     device_type = x.device.type
     compiling = torch.compiler.is_compiling()
     tf32 = device_type == "cuda" and (_tf32_while_tracing() if compiling else tf32_allowed())

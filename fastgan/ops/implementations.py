@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastgan.errors import BackendError
 
@@ -143,6 +145,48 @@ def choose(
         rejected.append((name, reason))
     served = ", ".join(implementation.name for implementation in table)
     raise BackendError(f"{operator}: there is no backend {forced!r} for it; there are: {served}")
+
+
+# torch.autograd.Function asks this of every call itself, and torch.compile guards on it.
+_functorch_active = torch._C._are_functorch_transforms_active
+_batched_by_the_older_vmap = torch._C._functorch.is_legacy_batchedtensor
+_TRANSFORMED = "torch.func's transforms and forward-mode AD see through torch's own operators alone"
+
+
+def transformed() -> bool:
+    """Return whether a transform of `torch.func` or a level of forward-mode AD is active.
+
+    What is called then must be made of torch's own operators: they alone have rules for vmap and
+    jvp, and under vmap a tensor cannot even be asked for its memory format. Forty nanoseconds.
+    """
+    return _functorch_active() or forward_ad._current_level >= 0
+
+
+def transformed_backward(*tensors: Tensor) -> bool:
+    """Return whether a backward pass that works with `tensors` is under a transform.
+
+    `torch.autograd.grad(is_grads_batched=True)`, and with it `functional.jacobian(vectorize=True)`,
+    batches gradients by an older vmap, which only the tensors know of.
+    """
+    if transformed():
+        return True
+    # torch.compile cannot ask the tensors, and traces none of these.
+    return not torch.compiler.is_compiling() and any(map(_batched_by_the_older_vmap, tensors))
+
+
+def choice_when_transformed(operator: str, table: tuple[Implementation, ...]) -> Choice:
+    """Return the reference: what serves any call of `operator` while `transformed()`.
+
+    Raises:
+        BackendError: another implementation is insisted on.
+    """
+    forced = forced_backend()
+    if forced not in (None, "reference"):
+        raise BackendError(
+            f"{operator}: backend {forced!r} cannot serve this call: {_TRANSFORMED}; use "
+            "backend('reference'), or 'auto', which chooses it here"
+        )
+    return Choice("reference", tuple((row.name, _TRANSFORMED) for row in table[:-1]))
 
 
 _choices: dict[tuple[str, Any, str | None], Choice] = {}

@@ -12,7 +12,7 @@ import torch
 from agreement import assert_same
 from gan_networks import build
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, vmap
 from torch.nn.parallel import DistributedDataParallel
 
 import fastgan
@@ -213,6 +213,27 @@ def test_functional_call_and_transforms() -> None:
     expected = grad(loss)(parameters)
     fastgan.accelerate(network)
     torch.testing.assert_close(grad(loss)(parameters), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["dcgan_generator", "dcgan_discriminator"])
+def test_gradients_of_each_sample_and_of_an_ensemble(
+    name: str, layout: torch.memory_format
+) -> None:
+    network, (images,) = build(name)
+    network.eval().to(memory_format=layout)
+    one = {name: p.detach() for name, p in network.named_parameters()}
+    three = {name: torch.stack([p, 0.5 * p, -p]) for name, p in one.items()}
+
+    def loss(values: dict[str, Tensor], image: Tensor) -> Tensor:
+        return functional_call(network, values, (image[None],)).square().sum()
+
+    of_each_sample = vmap(grad(loss), in_dims=(None, 0))
+    of_an_ensemble = vmap(of_each_sample, in_dims=(0, None))
+    expected = of_each_sample(one, images), of_an_ensemble(three, images)
+    fastgan.accelerate(network)
+    found = of_each_sample(one, images), of_an_ensemble(three, images)
+    torch.testing.assert_close(found, expected)
 
 
 def test_data_parallel_replica() -> None:
