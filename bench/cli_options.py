@@ -51,7 +51,7 @@ def prepare_device(name: str, threads: int | None = None) -> torch.device:
     """
     import torch
 
-    from fastgan.training.memory import keep_freed_memory
+    from fastgan.memory import keep_freed_memory
     from fastgan.training.state import find_device
 
     device = find_device(name)

@@ -25,6 +25,7 @@ _exports = {
     "restore": "fastgan.nn.acceleration",
     "explain": "fastgan.nn.explanation",
     "backend": "fastgan.ops.implementations",
+    "keep_freed_memory": "fastgan.memory",
 }
 _subpackages = ("data", "errors", "kernels", "models", "nn", "ops", "training")
 

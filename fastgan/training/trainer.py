@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fastgan.data import PackedImages, open_images
 from fastgan.errors import ConfigError, DataError, RunError
+from fastgan.memory import keep_freed_memory
 from fastgan.training.batches import Batches
 from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.config import TrainConfig
 from fastgan.training.curves import require_tensorboard
 from fastgan.training.loop import TrainingLoop
-from fastgan.training.memory import keep_freed_memory
 from fastgan.training.run_folder import RunFolder, next_run_folder
 from fastgan.training.runner import StepRunner
 from fastgan.training.state import TrainingState, find_device

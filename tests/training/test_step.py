@@ -188,6 +188,14 @@ def test_no_gradients_are_held_between_the_updates(trainer) -> None:
     assert held == [("D", True, False), ("G", True, False)]
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_trainer_on_a_cpu_keeps_memory_unless_told_otherwise(trainer, monkeypatch, keep) -> None:
+    calls = []
+    monkeypatch.setattr(fastgan.training.trainer, "keep_freed_memory", lambda: calls.append(1))
+    trainer(keep_memory=keep)
+    assert len(calls) == keep
+
+
 def test_a_run_on_the_reference_operators_is_a_plain_script(trainer) -> None:
     with fastgan.backend("reference"):
         plain = trainer()

@@ -1,4 +1,4 @@
-"""Memory of a run on a CPU: what a step frees stays with the process for the next one.
+"""Memory of a CPU process: what a training step frees stays with it for the next one.
 
 By default glibc gives large blocks back to the system when they are freed, and every step takes
 fresh pages again, each zeroed and faulted in: thousands of page faults a step, and 5 to 20% of its
@@ -20,6 +20,9 @@ _OLD_LIMIT = 32 << 20  # the highest threshold that older versions of glibc take
 @functools.cache
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, from now on; blocks of 1 GiB and more excepted.
+
+    The trainer does it (`TrainConfig.keep_memory`); a training loop of your own on a CPU, with
+    fastgan's layers or with torch's, gains as much by calling it once at its start.
 
     Returns:
         Whether the C library does so: glibc's does, others have no such setting.
