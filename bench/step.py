@@ -141,7 +141,8 @@ def run_step(
         options.baselines(precision)  # a misspelt name must not wait for the first measurement
     if options.isolate and options.device.type != "cpu":
         raise ConfigError(f"--isolate is for a CPU, not for {options.device.type}")
-    results = Results("step", capture_environment(options.device, options.seed))
+    suite = "step-isolated" if options.isolate else "step"
+    results = Results(suite, capture_environment(options.device, options.seed))
     report("measuring the ceilings: a large copy, large matrix products")
     results.ceilings = measure_ceilings(options.device, tiny=options.tiny)
     for workload, precision in step_cases(options):
