@@ -64,6 +64,24 @@ class Extension:
 
 
 @dataclass(frozen=True)
+class Level:
+    """An instruction-set level that is compiled in.
+
+    Attributes:
+        name: as FASTGAN_NATIVE_LEVEL takes it.
+        usable: True if this processor has it.
+        vector_bits: of the vectors that the kernels work on.
+        register_tiles: by dtype that is multiplied natively, the (rows, columns) of float32 sums
+            that a convolution keeps in registers at a time.
+    """
+
+    name: str
+    usable: bool
+    vector_bits: int
+    register_tiles: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Status:
     """What `fastgan doctor` says about the native kernels.
 
@@ -73,7 +91,9 @@ class Status:
         reason: why they are not, or None.
         origin, folder: of the loaded library, or None.
         level, levels: the instruction-set level in use and all usable ones, best first.
+        compiled: all levels of the library, best first.
         features: processor features that the levels ask for.
+        built_by: the compiler that built the library, or None.
         compiler: the C++ compiler that a build would use, or None.
         cache: the folder for libraries built on first use.
     """
@@ -85,7 +105,9 @@ class Status:
     folder: Path | None
     level: str | None
     levels: tuple[str, ...]
+    compiled: tuple[Level, ...]
     features: dict[str, bool]
+    built_by: str | None
     compiler: str | None
     cache: Path
 
@@ -197,7 +219,9 @@ def status() -> Status:
         folder=loaded.folder if loaded else None,
         level=module.level() if module else None,
         levels=tuple(module.levels()) if module else (),
+        compiled=tuple(Level(**one) for one in module.compiled_levels()) if module else (),
         features=dict(module.features()) if module else {},
+        built_by=module.build_info()["compiler"] if module else None,
         compiler=native_build.find_compiler(),
         cache=cache_folder(),
     )
@@ -277,7 +301,7 @@ def _build_once(*, forget_failure: bool = False) -> Extension:
             if native_build.check_library(root / key, key) is None:
                 return _load(root / key, "cache")
             if not forget_failure:
-                _raise_remembered(failure)
+                raise_remembered(failure, native_build.find_compiler())
             try:
                 _compile_into(root, key)
             except NativeBuildError as error:
@@ -292,12 +316,12 @@ def _build_once(*, forget_failure: bool = False) -> Extension:
     return _load(root / key, "built")
 
 
-def _raise_remembered(failure: Path) -> None:
-    """Raise the error of a recent build with the same sources and compiler."""
+def raise_remembered(failure: Path, present: str | None) -> None:
+    """Raise the error of a recent build with the same sources and the compiler that is present."""
     with contextlib.suppress(FileNotFoundError):
         if time.time() - failure.stat().st_mtime < FAILURE_MEMORY:
             compiler, _, message = failure.read_text().partition("\n")
-            if compiler == str(native_build.find_compiler()):
+            if compiler == str(present):
                 raise NativeBuildError(
                     f"the last build failed: {message.strip()} "
                     "(`fastgan doctor --build` tries again)"

@@ -8,6 +8,7 @@ touched only where PyTorch sees a CUDA device. Importing this module touches not
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import shutil
 import tempfile
 import threading
@@ -42,6 +43,25 @@ class Status:
     architectures: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class KernelAttributes:
+    """What the CUDA runtime says of one kernel on the current device.
+
+    Attributes:
+        kernel: name and template arguments.
+        registers: of a thread.
+        static_shared_bytes: of a block, beside what a launcher asks for.
+        local_bytes: of a thread; registers that were spilt lie there.
+        most_threads: that a block may have.
+    """
+
+    kernel: str
+    registers: int
+    static_shared_bytes: int
+    local_bytes: int
+    most_threads: int
+
+
 _lock = threading.RLock()
 _folder: Path | None = None  # of the loaded library
 _reason: str | None = None  # why there is none; final for this process
@@ -59,10 +79,13 @@ def obstacle() -> str | None:
     return None
 
 
-def usable() -> str | None:
+def usable(*, compiling: bool = True) -> str | None:
     """Return why the CUDA kernels cannot be called, or None if they can.
 
     The first call loads them, and may compile them, which takes about a minute.
+
+    Args:
+        compiling: False to load only what is compiled already.
 
     Raises:
         NativeBuildError: FASTGAN_NATIVE=require, and they cannot be had although CUDA is there.
@@ -75,23 +98,40 @@ def usable() -> str | None:
             _reason = obstacle()
             if _reason is None:
                 try:
-                    _load(_find() or _build_once())
+                    found = _find()
+                    if found is None and not compiling:
+                        return native_cuda_build.compiler_obstacle() or (
+                            "not compiled yet (`fastgan doctor --build` does it, or the first call)"
+                        )
+                    _load(found or _build_once())
                 except NativeBuildError as error:
                     if native.mode() == "require":
                         raise NativeBuildError(f"FASTGAN_NATIVE=require: {error}") from error
                     _reason = str(error)
+                    native.say(f"CUDA C++ kernels are off, others serve instead: {error}")
             _tried = True
         return _reason
 
 
+def build() -> None:
+    """Load the kernels, compiling them if need be and forgetting earlier failures.
+
+    Raises:
+        NativeBuildError: they cannot run here, or cannot be compiled or loaded.
+    """
+    global _reason, _tried
+    with _lock:
+        if _folder is None:
+            reason = obstacle()
+            if reason is not None:
+                raise NativeBuildError(reason)
+            _load(_find() or _build_once(forget_failure=True))
+            _reason, _tried = None, True
+
+
 def status() -> Status:
     """Describe the state of the CUDA kernels without building anything."""
-    reason = None
-    if _folder is None:
-        reason = _reason or obstacle()
-        if reason is None and _find() is None:
-            reason = native_cuda_build.compiler_obstacle()
-        reason = reason or "not asked for yet (the first call loads or compiles them)"
+    reason = usable(compiling=False)
     nvcc = native_cuda_build.find_nvcc()
     return Status(
         usable=_folder is not None,
@@ -101,6 +141,52 @@ def status() -> Status:
         nvcc_version=None if nvcc is None else native_cuda_build.nvcc_version(nvcc),
         architectures=native_cuda_build.ARCHITECTURES,
     )
+
+
+def kernel_attributes() -> list[KernelAttributes]:
+    """Return what the runtime says of every loaded kernel on the current device.
+
+    Raises:
+        RuntimeError: the kernels are not loaded, or the runtime refuses; the message says why.
+    """
+    if _folder is None:
+        raise RuntimeError(f"the CUDA kernels are not loaded: {_reason or 'not asked for yet'}")
+    return attributes_of(_folder / native_cuda_build.LIBRARY)
+
+
+class _Attributes(ctypes.Structure):
+    """csrc/cuda/attributes.cpp: what it fills in."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("registers", ctypes.c_int64),
+        ("static_shared_bytes", ctypes.c_int64),
+        ("local_bytes", ctypes.c_int64),
+        ("most_threads", ctypes.c_int64),
+    )
+
+
+def attributes_of(path: Path) -> list[KernelAttributes]:
+    """`kernel_attributes` of the library at `path`, which torch has loaded."""
+    library = ctypes.CDLL(str(path))
+    ask = library.fastgan_cuda_kernel_attributes
+    ask.restype = ctypes.c_char_p
+    found = []
+    for index in range(library.fastgan_cuda_kernel_count()):
+        told = _Attributes()
+        error = ask(index, ctypes.byref(told))
+        if error is not None:
+            raise RuntimeError(f"the CUDA runtime says nothing of its kernels: {error.decode()}")
+        found.append(
+            KernelAttributes(
+                native_cuda_build.readable(told.name.decode()),
+                told.registers,
+                told.static_shared_bytes,
+                told.local_bytes,
+                told.most_threads,
+            )
+        )
+    return sorted(found, key=lambda attributes: attributes.kernel)
 
 
 def folder() -> Path | None:
@@ -137,7 +223,7 @@ def _load(folder: Path) -> None:
     _folder = folder
 
 
-def _build_once() -> Path:
+def _build_once(*, forget_failure: bool = False) -> Path:
     """Compile the library into the cache, or wait for the process that is doing so."""
     reason = native_cuda_build.compiler_obstacle()
     if reason is not None:
@@ -147,7 +233,15 @@ def _build_once() -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with native.exclusive(root / f"{key}.lock"):
             if not _is_whole(root / key):
-                _compile_into(root, key)
+                failure = root / f"{key}.failed"
+                if not forget_failure:
+                    native.raise_remembered(failure, native_cuda_build.find_nvcc())
+                try:
+                    _compile_into(root, key)
+                except NativeBuildError as error:
+                    failure.write_text(f"{native_cuda_build.find_nvcc()}\n{error}\n")
+                    raise
+                failure.unlink(missing_ok=True)
     except OSError as error:
         raise NativeBuildError(
             f"the cache {root} cannot be written ({error.strerror or error}); "

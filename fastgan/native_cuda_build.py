@@ -37,6 +37,8 @@ FAMILIES = (
     "image_fprop",
     "pack_weights",
 )
+#: csrc/cuda/<name>.cpp: what torch and Python call.
+HOST_SOURCES = ("operators", "attributes")
 #: Chips with machine code of their own; others compile the PTX of the oldest when they load it.
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 FLAGS = ("-std=c++20", "-O3")
@@ -170,7 +172,9 @@ def toolkit_obstacle() -> str | None:
 
 def build_key(sources: Path) -> str:
     """Return what a library must have been built for: sources, flags, torch and machine."""
-    digest = hashlib.sha256(repr((FLAGS, HOST_FLAGS, FAMILIES, ARCHITECTURES)).encode())
+    digest = hashlib.sha256(
+        repr((FLAGS, HOST_FLAGS, FAMILIES, HOST_SOURCES, ARCHITECTURES)).encode()
+    )
     for folder in (sources, sources.parent / "common"):
         for path in sorted(folder.iterdir()):
             if path.suffix in (".h", ".cpp", ".cu", ".cuh"):
@@ -238,7 +242,7 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     torch_folder = Path(torch.__file__).parent
     base = [nvcc, *FLAGS, *HOST_FLAGS, "-ccbin", host, "-isystem", str(torch_folder / "include")]
     work = {folder / f"{name}.o": sources / f"{name}.cu" for name in FAMILIES}
-    work[folder / "operators.o"] = sources / "operators.cpp"
+    work |= {folder / f"{name}.o": sources / f"{name}.cpp" for name in HOST_SOURCES}
     code = code_flags(ARCHITECTURES, ptx=True)
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         pending = [
@@ -316,15 +320,15 @@ def _parsed(architecture: str, family: str, found: re.Match[str]) -> KernelResou
     return KernelResources(
         architecture,
         family,
-        _readable(found["name"]),
+        readable(found["name"]),
         int(found["registers"]),
         sum(int(found[name]) for name in ("stack", "stores", "loads")),
         int(shared[1]) if shared else 0,
     )
 
 
-def _readable(mangled: str) -> str:
-    """Return "kernel<arguments>" of a mangled name: the family is known from its file."""
+def readable(mangled: str) -> str:
+    """Return "kernel<arguments>" of a kernel's mangled name."""
     kernel = re.search(r"\d+([a-z_]+_kernel)(.*)", mangled)
     if kernel is None:
         return mangled

@@ -329,6 +329,27 @@ def test_status_tells_what_is_loaded(real_library: Path) -> None:
     assert native.build().module.build_info()["torch_target_version"] == 0x020A000000000000
 
 
+def test_status_describes_every_compiled_level(real_library: Path) -> None:
+    status = native.status()
+    compiled = {level.name: level for level in status.compiled}
+    assert set(compiled) == set(native_build.levels())
+    assert tuple(level.name for level in status.compiled if level.usable) == status.levels
+    assert compiled["portable"].vector_bits == 128
+    assert set(compiled["portable"].register_tiles) == {"float32"}
+    if "avx512_bf16" in compiled:
+        assert compiled["avx2"].register_tiles == {"float32": (6, 16)}
+        assert compiled["avx512"].register_tiles == {"float32": (6, 64)}
+        both = {"float32": (6, 64), "bfloat16": (6, 64)}
+        assert compiled["avx512_bf16"].register_tiles == both
+        assert compiled["amx_bf16"].register_tiles == both | {"bfloat16": (32, 32)}
+        assert {level.vector_bits for level in status.compiled} == {128, 256, 512}
+    # A tile and one vector more fit into the registers: 16, or 32 with AVX-512.
+    for level in status.compiled:
+        rows, columns = level.register_tiles["float32"]
+        registers = 32 if level.vector_bits == 512 else 16
+        assert rows * columns * 32 < registers * level.vector_bits
+
+
 def test_levels_define_nothing_outside_their_namespace(tmp_path: Path) -> None:
     """A function of the AVX-512 level must not be linked in place of the portable one."""
     compiler, sources = native_build.find_compiler(), native_build.source_folder()

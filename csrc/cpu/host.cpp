@@ -6,10 +6,47 @@
 
 #include "levels.h"
 
+#if defined(__clang__)
+#define FASTGAN_COMPILER __VERSION__
+#else
+#define FASTGAN_COMPILER "GCC " __VERSION__
+#endif
+
+namespace {
+
+namespace cpu = fastgan::cpu;
+
+// name, usable, vector_bits, and by the dtypes that it multiplies natively its (rows, columns).
+pybind11::dict described(const cpu::CompiledLevel& level) {
+  pybind11::dict tiles;
+  auto add = [&](const char* dtype, const cpu::RegisterTile& tile) {
+    if (tile.rows) tiles[dtype] = pybind11::make_tuple(tile.rows, tile.columns);
+  };
+  add("float32", level.description.float32);
+  add("bfloat16", level.description.bfloat16);
+  pybind11::dict result;
+  result["name"] = level.name;
+  result["usable"] = level.usable;
+  result["vector_bits"] = level.description.vector_bits;
+  result["register_tiles"] = tiles;
+  return result;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_fastgan_cpu, module) {
-  namespace cpu = fastgan::cpu;
   module.doc() = "fastgan's native CPU kernels: what the processor has and what is in use.";
   module.def("levels", &cpu::usable_levels, "Usable instruction-set levels, best first.");
+  module.def(
+      "compiled_levels",
+      [] {
+        pybind11::list levels;
+        for (const cpu::CompiledLevel& level : cpu::compiled_levels()) {
+          levels.append(described(level));
+        }
+        return levels;
+      },
+      "The levels compiled in, best first: their vectors, and register tiles by multiplied dtype.");
   module.def("level", [] { return std::string(cpu::kernels().name); }, "The level in use.");
   module.def("force_level", &cpu::force_level, pybind11::arg("name"),
              "Force a level; an empty name goes back to the best. False if it is not usable.");
@@ -28,7 +65,7 @@ PYBIND11_MODULE(_fastgan_cpu, module) {
       "build_info",
       [] {
         pybind11::dict info;
-        info["compiler"] = __VERSION__;
+        info["compiler"] = FASTGAN_COMPILER;
         info["cxx_standard"] = __cplusplus;
         info["torch_target_version"] = TORCH_FEATURE_VERSION;
         return info;

@@ -1,6 +1,7 @@
 // Every kernel at one instruction-set level: compiled once a level, with the level's flags and
 // -DFASTGAN_LEVEL=<name> as the namespace. The level of AMX has convolutions of its own; the rest it
 // takes from the level below, whose machine code would be the same.
+#include "description.h"
 #include "kernels.h"
 #include "weight_gradient.h"
 
@@ -62,5 +63,19 @@ const Kernels kernels = {
     wgrad,
 };
 #endif
+
+extern const Description description;
+
+const Description description = {
+    32 * kLanes,
+    {kRows, kBlock},
+#if defined(__AMX_BF16__)
+    {2 * kTileRows, kTileChannels},
+#elif defined(__AVX512BF16__)
+    {kRows, kBlock},
+#else
+    {0, 0},
+#endif
+};
 
 }  // namespace fastgan::cpu::FASTGAN_LEVEL

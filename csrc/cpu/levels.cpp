@@ -12,19 +12,24 @@ namespace fastgan::cpu {
 
 namespace portable {
 extern const Kernels kernels;
+extern const Description description;
 }
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels kernels;
+extern const Description description;
 }
 namespace avx512 {
 extern const Kernels kernels;
+extern const Description description;
 }
 namespace avx512_bf16 {
 extern const Kernels kernels;
+extern const Description description;
 }
 namespace amx_bf16 {
 extern const Kernels kernels;
+extern const Description description;
 }
 #endif
 
@@ -64,17 +69,18 @@ bool has_amx_bf16() {
 
 struct Level {
   const Kernels* kernels;
+  const Description* description;
   bool (*usable)();
 };
 
 const Level kLevels[] = {
 #if defined(__x86_64__)
-    {&amx_bf16::kernels, has_amx_bf16},
-    {&avx512_bf16::kernels, has_avx512_bf16},
-    {&avx512::kernels, has_avx512},
-    {&avx2::kernels, has_avx2},
+    {&amx_bf16::kernels, &amx_bf16::description, has_amx_bf16},
+    {&avx512_bf16::kernels, &avx512_bf16::description, has_avx512_bf16},
+    {&avx512::kernels, &avx512::description, has_avx512},
+    {&avx2::kernels, &avx2::description, has_avx2},
 #endif
-    {&portable::kernels, [] { return true; }},
+    {&portable::kernels, &portable::description, [] { return true; }},
 };
 
 const Kernels* best() {
@@ -94,6 +100,14 @@ std::vector<std::string> usable_levels() {
     if (level.usable()) names.emplace_back(level.kernels->name);
   }
   return names;
+}
+
+std::vector<CompiledLevel> compiled_levels() {
+  std::vector<CompiledLevel> found;
+  for (const Level& level : kLevels) {
+    found.push_back({level.kernels->name, level.usable(), *level.description});
+  }
+  return found;
 }
 
 const Kernels& kernels() {

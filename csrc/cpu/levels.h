@@ -5,12 +5,22 @@
 #include <utility>
 #include <vector>
 
+#include "description.h"
 #include "kernels.h"
 
 namespace fastgan::cpu {
 
 // Best first: the levels that this processor (and its kernel) can run.
 std::vector<std::string> usable_levels();
+
+struct CompiledLevel {
+  const char* name;
+  bool usable;  // by this processor
+  Description description;
+};
+
+// Best first: the levels that are compiled in.
+std::vector<CompiledLevel> compiled_levels();
 
 // The kernels in use: the best usable level, or the one that was forced.
 const Kernels& kernels();

@@ -119,13 +119,13 @@ cudaError_t adversarial_loss(const AdversarialLoss& call, cudaStream_t stream) {
     const T* fake = static_cast<const T*>(call.fake);
     T* grad_fake = static_cast<T*>(call.grad_fake);
     if (call.real_count < 0) {
-      return launch(how, generator_loss_kernel<T>, objective, fake, grad_fake, call.fake_count,
-                    call.results);
+      return launch<generator_loss_kernel<T>>(how, objective, fake, grad_fake, call.fake_count,
+                                              call.results);
     }
-    return launch(how, discriminator_loss_kernel<T>, objective,
-                  static_cast<const T*>(call.real), fake, static_cast<T*>(call.grad_real),
-                  grad_fake, call.real_count, call.fake_count, call.real_label, call.fake_label,
-                  call.results);
+    return launch<discriminator_loss_kernel<T>>(
+        how, objective, static_cast<const T*>(call.real), fake, static_cast<T*>(call.grad_real),
+        grad_fake, call.real_count, call.fake_count, call.real_label, call.fake_label,
+        call.results);
   });
 }
 

@@ -291,17 +291,17 @@ cudaError_t batch_norm_backward(const BatchNormBackward& call, const Device& dev
     const T* x = static_cast<const T*>(call.x);
     T* grad_x = static_cast<T*>(call.grad_x);
     if (resident) {
-      return launch({plan.tiles.blocks(), kThreads, plan.shared_bytes, stream, true},
-                    backward_resident_kernel<T, V>, plan.tiles, grad_y, x, grad_x, call.workspace,
-                    norm);
+      return launch<backward_resident_kernel<T, V>>(
+          {plan.tiles.blocks(), kThreads, plan.shared_bytes, stream, true}, plan.tiles, grad_y, x,
+          grad_x, call.workspace, norm);
     }
     const ColumnTiles tiles = streaming_tiles(call, device);
     const Launch how = {tiles.blocks(), kThreads, sizeof(float) * kThreads * V, stream};
     const cudaError_t failed =
-        launch(how, partial_sums_kernel<T, V>, tiles, grad_y, x, call.workspace, norm);
+        launch<partial_sums_kernel<T, V>>(how, tiles, grad_y, x, call.workspace, norm);
     if (failed != cudaSuccess) return failed;
-    return launch(how, input_gradient_kernel<T, V>, tiles, grad_y, x, grad_x, call.workspace,
-                  norm);
+    return launch<input_gradient_kernel<T, V>>(how, tiles, grad_y, x, grad_x, call.workspace,
+                                               norm);
   });
 }
 

@@ -291,8 +291,9 @@ cudaError_t batch_norm_forward(const BatchNormForward& call, const Device& devic
     const T* x = static_cast<const T*>(call.x);
     T* y = static_cast<T*>(call.y);
     if (resident) {
-      return launch({plan.tiles.blocks(), kThreads, plan.shared_bytes, stream, true},
-                    forward_resident_kernel<T, V>, plan.tiles, x, y, call.workspace, norm);
+      return launch<forward_resident_kernel<T, V>>(
+          {plan.tiles.blocks(), kThreads, plan.shared_bytes, stream, true}, plan.tiles, x, y,
+          call.workspace, norm);
     }
     const ColumnTiles tiles = streaming_tiles(call, device);
     const Launch how = {tiles.blocks(), kThreads, sizeof(float) * kThreads * V, stream};
@@ -300,10 +301,10 @@ cudaError_t batch_norm_forward(const BatchNormForward& call, const Device& devic
     if (call.training) {
       partials = call.workspace;
       const cudaError_t failed =
-          launch(how, partial_statistics_kernel<T, V>, tiles, x, call.workspace);
+          launch<partial_statistics_kernel<T, V>>(how, tiles, x, call.workspace);
       if (failed != cudaSuccess) return failed;
     }
-    return launch(how, normalise_kernel<T, V>, tiles, x, y, partials, norm);
+    return launch<normalise_kernel<T, V>>(how, tiles, x, y, partials, norm);
   });
 }
 

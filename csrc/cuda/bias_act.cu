@@ -136,9 +136,10 @@ cudaError_t bias_act_forward(const BiasAct& call, const Device& device, cudaStre
   if (call.rows == 0 || call.channels == 0) return cudaSuccess;
   const Plan plan = plan_of(call, device);
   return with_access(call.type, plan.width, [&]<class T, int V>() {
-    return launch({plan.tiles.blocks(), kThreads, 0, stream}, bias_act_kernel<T, V>, plan.tiles,
-                  call.channels, static_cast<const T*>(call.x), call.bias,
-                  static_cast<T*>(call.result), call.activation, call.negative_slope);
+    return launch<bias_act_kernel<T, V>>(
+        {plan.tiles.blocks(), kThreads, 0, stream}, plan.tiles, call.channels,
+        static_cast<const T*>(call.x), call.bias, static_cast<T*>(call.result), call.activation,
+        call.negative_slope);
   });
 }
 
@@ -154,15 +155,16 @@ cudaError_t bias_act_backward(const BiasAct& call, const Device& device, cudaStr
   const ColumnTiles& tiles = plan.tiles;
   float* partials = call.grad_bias ? call.workspace : nullptr;
   const cudaError_t failed = with_access(call.type, plan.width, [&]<class T, int V>() {
-    return launch({tiles.blocks(), kThreads, sizeof(float) * kThreads * V, stream},
-                  bias_act_backward_kernel<T, V>, tiles, call.channels,
-                  static_cast<const T*>(call.grad_y), static_cast<const T*>(call.x), call.bias,
-                  static_cast<T*>(call.result), partials, call.activation, call.negative_slope);
+    return launch<bias_act_backward_kernel<T, V>>(
+        {tiles.blocks(), kThreads, sizeof(float) * kThreads * V, stream}, tiles, call.channels,
+        static_cast<const T*>(call.grad_y), static_cast<const T*>(call.x), call.bias,
+        static_cast<T*>(call.result), partials, call.activation, call.negative_slope);
   });
   if (failed != cudaSuccess || !partials) return failed;
-  return launch({ceil_div(call.channels, kThreads / kLanes), kThreads, 0, stream},
-                channel_sums_kernel, static_cast<const float*>(partials),
-                static_cast<int64_t>(tiles.splits) * tiles.channels, call.channels, call.grad_bias);
+  return launch<channel_sums_kernel>(
+      {ceil_div(call.channels, kThreads / kLanes), kThreads, 0, stream},
+      static_cast<const float*>(partials), static_cast<int64_t>(tiles.splits) * tiles.channels,
+      call.channels, call.grad_bias);
 }
 
 }  // namespace fastgan::cuda

@@ -150,11 +150,11 @@ cudaError_t image_dgrad(const ImageConvolution& conv, cudaStream_t stream) {
   return with_access(conv.type, width, [&]<class T, int V>() {
     switch (conv.big_channels) {
       case 1:
-        return launch(how, image_dgrad_kernel<T, V, 1>, conv);
+        return launch<image_dgrad_kernel<T, V, 1>>(how, conv);
       case 4:
-        return launch(how, image_dgrad_kernel<T, V, 4>, conv);
+        return launch<image_dgrad_kernel<T, V, 4>>(how, conv);
       default:
-        return launch(how, image_dgrad_kernel<T, V, 3>, conv);
+        return launch<image_dgrad_kernel<T, V, 3>>(how, conv);
     }
   });
 }

@@ -72,7 +72,7 @@ cudaError_t image_fprop(const ImageConvolution& conv, cudaStream_t stream) {
   const int64_t blocks = ceil_div(pixels, kTile) * ceil_div(conv.small_channels, kTile);
   if (blocks == 0) return cudaSuccess;
   return with_type(conv.type, [&]<class T>() {
-    return launch({blocks, kProductThreads, kProductShared, stream}, image_fprop_kernel<T>, conv);
+    return launch<image_fprop_kernel<T>>({blocks, kProductThreads, kProductShared, stream}, conv);
   });
 }
 

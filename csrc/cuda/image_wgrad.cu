@@ -118,15 +118,16 @@ cudaError_t image_wgrad(const ImageConvolution& conv, const Device& device, cuda
   const Splits splits = split_pixels(conv, device);
   if (splits.count > 0) {
     const cudaError_t failed = with_type(conv.type, [&]<class T>() {
-      return launch({tiles_of(conv) * splits.count, kProductThreads, kProductShared, stream},
-                    image_wgrad_kernel<T>, conv, splits);
+      return launch<image_wgrad_kernel<T>>(
+          {tiles_of(conv) * splits.count, kProductThreads, kProductShared, stream}, conv, splits);
     });
     if (failed != cudaSuccess) return failed;
   }
   return with_type(conv.result_type, [&]<class T>() {
-    return launch({ceil_div(elements, kProductThreads), kProductThreads, 0, stream},
-                  sum_partials_kernel<T>, static_cast<const float*>(conv.workspace), elements,
-                  splits.count, static_cast<T*>(conv.result));
+    return launch<sum_partials_kernel<T>>(
+        {ceil_div(elements, kProductThreads), kProductThreads, 0, stream},
+        static_cast<const float*>(conv.workspace), elements, splits.count,
+        static_cast<T*>(conv.result));
   });
 }
 

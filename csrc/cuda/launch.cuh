@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "known_kernels.h"
+
 namespace fastgan::cuda {
 
 // The block's shared memory. All of it is dynamic, so that a launcher alone says how much there is.
@@ -20,8 +22,9 @@ struct Launch {
   bool together = false;  // all blocks are alive at once and may wait for the grid
 };
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(const Launch& how, void (*kernel)(Parameters...), Arguments&&... arguments) {
+template <auto kernel, class... Arguments>
+cudaError_t launch(const Launch& how, Arguments&&... arguments) {
+  static_cast<void>(Known<kernel>::listed);
   constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
   constexpr size_t kSharedWithoutAsking = 48 * 1024;
   if (how.blocks > kMostBlocks) return cudaErrorInvalidConfiguration;

@@ -84,7 +84,7 @@ cudaError_t pack_weights(DataType type, const WeightToPack* weights, int count,
     if (blocks == 0) continue;
     const size_t shared_bytes = sizeof(float) * kPackTaps * (kPackBig + 1);
     const cudaError_t failed = with_type(type, [&]<class T>() {
-      return launch({blocks, kPackThreads, shared_bytes, stream}, pack_weights_kernel<T>, group);
+      return launch<pack_weights_kernel<T>>({blocks, kPackThreads, shared_bytes, stream}, group);
     });
     if (failed != cudaSuccess) return failed;
   }

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import time
@@ -25,17 +23,25 @@ _EXTRAS = {
     "export": ("onnx", "ONNX export"),
 }
 
+_BUILT = {
+    "installed": "compiled at install",
+    "cache": "compiled on first use",
+    "built": "compiled just now",
+}
+
 
 def doctor(
     build: Annotated[
-        bool, typer.Option("--build", help="Compile the native CPU kernels first if need be.")
+        bool, typer.Option("--build", help="Compile the native kernels first if need be.")
     ] = False,
 ) -> None:
     """Say what is found, what is missing and how to get it, and check in a minute that it works."""
     if build:
-        from fastgan import native
+        from fastgan import native, native_cuda
 
         native.build()
+        if native_cuda.obstacle() is None:
+            native_cuda.build()
     for name, value in _findings():
         typer.echo(f"{name:<13} {value}")
     typer.echo(f"{'self-check':<13} {_self_check()}")
@@ -44,11 +50,13 @@ def doctor(
 def _findings() -> Iterator[tuple[str, str]]:
     import torch
 
+    from fastgan import native_build, native_cuda_build
     from fastgan.data.cache import default_cache_dir
 
     yield "fastgan", importlib.metadata.version("fastgan")
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    cuda = f"CUDA {torch.version.cuda}, " if torch.version.cuda else ""
+    yield "torch", f"{torch.__version__}, {cuda}{torch.get_num_threads()} threads"
     yield "triton", _triton()
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
@@ -56,8 +64,12 @@ def _findings() -> Iterator[tuple[str, str]]:
         yield f"cuda:{index}", f"{facts.name}, sm_{facts.major}{facts.minor}, {memory:.0f} GiB"
     if not torch.cuda.is_available():
         yield "gpu", "none that this torch can use: training runs on the CPU"
-    yield "compiler", _first_line(os.environ.get("CXX", "c++"), "g++", "clang++")
-    yield "nvcc", _first_line("nvcc", wanted="release")
+    yield "compiler", _version(native_build.find_compiler()) or native_build.missing_compiler()
+    yield (
+        "nvcc",
+        _version(native_cuda_build.find_nvcc(), "release")
+        or "not found: only compiling the CUDA kernels needs it",
+    )
     yield from _native_kernels()
     yield "image cache", str(default_cache_dir())
     for extra, (module, purpose) in _EXTRAS.items():
@@ -71,12 +83,41 @@ def _native_kernels() -> Iterator[tuple[str, str]]:
 
     status = native.status()
     if status.usable:
-        yield "native", f"{status.level} kernels, {status.origin}, in {status.folder}"
+        built = f"{_BUILT[str(status.origin)]} by {status.built_by}"
+        yield "native", f"{status.level} kernels, {built}, in {status.folder}"
     else:
         yield "native", f"not in use: {status.reason}"
+    for level in status.compiled:
+        usable = "usable" if level.usable else "not on this processor"
+        state = "in use" if level.name == status.level else usable
+        tiles = (f"{rows}x{n} {dtype}" for dtype, (rows, n) in level.register_tiles.items())
+        vectors = f"{level.vector_bits}-bit vectors"
+        yield f"  {level.name}", f"{state}: {vectors}, register tiles {', '.join(tiles)}"
+    if status.features:
+        has = [name for name, present in status.features.items() if present]
+        lacks = [name for name, present in status.features.items() if not present]
+        yield "processor", ", ".join(has) + (f"; without {', '.join(lacks)}" if lacks else "")
     yield "native cache", str(status.cache)
     cuda = native_cuda.status()
     yield "native CUDA", f"in {cuda.folder}" if cuda.usable else f"not in use: {cuda.reason}"
+    if cuda.usable:
+        yield "  kernels", _cuda_kernels()
+
+
+def _cuda_kernels() -> str:
+    """What the CUDA kernels use on the current device, at most."""
+    from fastgan import native_cuda
+
+    try:
+        found = native_cuda.kernel_attributes()
+    except RuntimeError as error:
+        return str(error)
+    return (
+        f"{len(found)}, each at most {max(one.registers for one in found)} registers and"
+        f" {max(one.local_bytes for one in found)} bytes of local memory a thread,"
+        f" {max(one.static_shared_bytes for one in found)} bytes of static shared memory a block;"
+        f" blocks of {min(one.most_threads for one in found)} threads and more"
+    )
 
 
 def _triton() -> str:
@@ -86,17 +127,18 @@ def _triton() -> str:
         return "not installed: torch's own operators are used (pip install triton, on Linux)"
 
 
-def _first_line(*commands: str, wanted: str = "") -> str:
-    """What the first of the commands that exists says of its version."""
-    for command in commands:
-        path = shutil.which(command)
-        if path is not None:
-            said = subprocess.run(
-                [path, "--version"], capture_output=True, text=True, timeout=30, check=False
-            )
-            lines = [line for line in said.stdout.splitlines() if wanted in line]
-            return f"{path}: {lines[0].strip() if lines else 'says nothing of its version'}"
-    return f"not found ({', '.join(commands)})"
+def _version(compiler: str | None, wanted: str = "") -> str | None:
+    """A compiler's path and the first line with `wanted` that it says of its version."""
+    if compiler is None:
+        return None
+    try:
+        said = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{compiler}: {error}"
+    lines = [line for line in said.splitlines() if wanted in line]
+    return f"{compiler}: {lines[0].strip() if lines else 'says nothing of its version'}"
 
 
 def _self_check() -> str:

@@ -16,6 +16,8 @@ from bad_inputs import SMALL, array, main_quietly, train, trained
 from PIL import Image
 
 import fastgan
+from fastgan import native, native_cuda
+from fastgan.cli.doctor import _native_kernels
 from fastgan.training import RunFolder
 
 
@@ -129,7 +131,34 @@ def test_doctor_finds_this_machine_and_checks_it(workplace, capsys) -> None:
     said = capsys.readouterr().out
     for name in ("python", "torch", "triton", "compiler", "nvcc", "native", "image cache", "plot"):
         assert re.search(rf"^{name} ", said, re.MULTILINE), name
+    status = native.status()
+    if status.usable:
+        for level in status.compiled:
+            state = "in use" if level.name == status.level else "usable|not on this processor"
+            line = rf"^  {level.name} +({state}): {level.vector_bits}-bit vectors, register tiles "
+            assert re.search(line + r"6x\d+ float32", said, re.MULTILINE), level.name
+        assert re.search(r"^processor +\S", said, re.MULTILINE)
     assert re.search(r"^self-check +trained, saved and resumed to the bit on ", said, re.MULTILINE)
+
+
+def test_doctor_says_what_the_cuda_kernels_use(monkeypatch) -> None:
+    def kernels() -> list[native_cuda.KernelAttributes]:
+        return [
+            native_cuda.KernelAttributes("one", 40, 0, 0, 1024),
+            native_cuda.KernelAttributes("other", 96, 16, 8, 512),
+        ]
+
+    monkeypatch.setattr(
+        native_cuda,
+        "status",
+        lambda: native_cuda.Status(True, None, Path("cache"), "nvcc", (13, 0), ("sm_90a",)),
+    )
+    monkeypatch.setattr(native_cuda, "kernel_attributes", kernels)
+    assert dict(_native_kernels()) | {
+        "native CUDA": "in cache",
+        "  kernels": "2, each at most 96 registers and 8 bytes of local memory a thread, "
+        "16 bytes of static shared memory a block; blocks of 512 threads and more",
+    } == dict(_native_kernels())
 
 
 def test_help_is_there_at_once_and_imports_nothing_heavy() -> None:

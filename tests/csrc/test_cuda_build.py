@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from simt_library import SHIM
+from simt_library import COMPILER, FLAGS, SHIM, SOURCES
 
 from fastgan import native_build, native_cuda, native_cuda_build
 from fastgan.errors import NativeBuildError
@@ -100,6 +100,10 @@ def test_without_nvcc_the_reason_says_what_to_install(monkeypatch: pytest.Monkey
 def test_without_cuda_nothing_is_built_and_the_reason_is_told() -> None:
     assert "CUDA" in native_cuda.usable()
     assert native_cuda.folder() is None
+    with pytest.raises(RuntimeError, match="the CUDA kernels are not loaded"):
+        native_cuda.kernel_attributes()
+    with pytest.raises(NativeBuildError, match="CUDA"):
+        native_cuda.build()
 
 
 def fake_nvcc(folder: Path, release: str) -> str:
@@ -172,3 +176,43 @@ def test_the_library_is_compiled_for_every_chip_and_loads(library: Path) -> None
     ).stdout
     for chip in native_cuda_build.ARCHITECTURES:
         assert binaries.count(f".{chip}.cubin") == len(native_cuda_build.FAMILIES)
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_library_lists_its_kernels_and_says_why_it_knows_no_more(library: Path) -> None:
+    count = "print(ctypes.CDLL(sys.argv[1]).fastgan_cuda_kernel_count())"
+    assert int(loaded(library, count)) == sum(KERNELS.values())
+    ask = """
+from fastgan import native_cuda
+try:
+    native_cuda.attributes_of(sys.argv[1])
+except RuntimeError as error:
+    print(error)
+"""
+    assert "the CUDA runtime says nothing of its kernels: " in loaded(library, ask)
+
+
+def test_the_runtime_is_asked_about_every_kernel(
+    shim_objects: dict[str, Path], tmp_path: Path
+) -> None:
+    library = tmp_path / "attributes.so"
+    command = [str(COMPILER), *FLAGS, f"-I{SHIM}", str(SOURCES / "cuda" / "attributes.cpp")]
+    command += [str(shim_objects[name]) for name in (*native_cuda_build.FAMILIES, "simt")]
+    subprocess.run([*command, "-shared", "-o", str(library)], check=True)
+    found = native_cuda.attributes_of(library)
+    assert len(found) == sum(KERNELS.values())
+    told = native_cuda.KernelAttributes("example_kernel<BFloat16, 8>", 40, 16, 8, 512)
+    assert set(found) == {told}  # the shim's answer
+
+
+@pytest.mark.gpu
+def test_the_device_has_what_the_kernels_use() -> None:
+    assert native_cuda.usable() is None
+    found = native_cuda.kernel_attributes()
+    assert len({one.kernel for one in found}) == len(found) == sum(KERNELS.values())
+    for one in found:
+        assert one.local_bytes == one.static_shared_bytes == 0, one
+        assert 0 < one.registers <= native_cuda_build.REGISTERS_LIMIT, one
+        assert one.most_threads >= 128, one

@@ -90,6 +90,37 @@ def test_a_compiler_that_fails_is_not_tried_again(pretence: Pretence) -> None:
     assert pretence.compiled == 1
 
 
+def test_another_process_tries_again_when_it_is_told_to(
+    pretence: Pretence, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretence.error = "nvcc failed (1): error: no such thing"
+    native_cuda.usable()
+    assert f"CUDA C++ kernels are off, others serve instead: {pretence.error}" in (
+        capsys.readouterr().err
+    )
+    forget(monkeypatch)
+    assert native_cuda.usable() == (
+        f"the last build failed: {pretence.error} (`fastgan doctor --build` tries again)"
+    )
+    assert pretence.compiled == 1
+    pretence.error = None
+    native_cuda.build()
+    assert pretence.compiled == 2
+    assert native_cuda.usable() is None
+    forget(monkeypatch)
+    assert native_cuda.usable() is None
+    assert pretence.compiled == 2
+
+
+def test_what_is_compiled_is_loaded_by_asking_for_its_status(
+    pretence: Pretence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native_cuda.build()
+    forget(monkeypatch)
+    assert native_cuda.status().usable
+    assert pretence.compiled == 1
+
+
 def test_require_makes_its_absence_an_error(
     pretence: Pretence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +154,7 @@ def test_off_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_status_builds_nothing_and_says_what_is_there(pretence: Pretence) -> None:
-    assert "not asked for yet" in native_cuda.status().reason
+    assert "not compiled yet" in native_cuda.status().reason
     assert pretence.compiled == 0
     native_cuda.usable()
     status = native_cuda.status()

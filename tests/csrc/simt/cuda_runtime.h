@@ -78,6 +78,20 @@ enum cudaFuncAttribute {
 };
 constexpr int cudaSharedmemCarveoutMaxShared = 100;  // percent
 
+// What the shim says of every kernel.
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes, localSizeBytes;
+  int numRegs, maxThreadsPerBlock;
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {16, 8, 40, 512};
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetName(const char** name, const void*) {
+  *name = "_ZN7fastgan4cuda14example_kernelINS_8BFloat16ELi8EEEvPKT_";
+  return cudaSuccess;
+}
+
 using std::min;
 
 namespace simt {

@@ -42,16 +42,16 @@ extern "C" {
 
 int run_reverse(const float* in, float* out, int blocks, int threads, bool waits) {
   const size_t shared_bytes = threads * sizeof(float);
-  return launch({blocks, threads, shared_bytes, nullptr}, reverse_kernel, in, out, waits);
+  return launch<reverse_kernel>({blocks, threads, shared_bytes, nullptr}, in, out, waits);
 }
 int run_warp_sum(const float* in, float* out, int threads) {
-  return launch({1, threads, 0, nullptr}, warp_sum_kernel, in, out);
+  return launch<warp_sum_kernel>({1, threads, 0, nullptr}, in, out);
 }
-int run_divergent(int threads) { return launch({1, threads, 0, nullptr}, divergent_kernel); }
+int run_divergent(int threads) { return launch<divergent_kernel>({1, threads, 0, nullptr}); }
 int run_beyond_shared(int threads) {
-  return launch({1, threads, static_cast<size_t>(threads), nullptr}, beyond_shared_kernel);
+  return launch<beyond_shared_kernel>({1, threads, static_cast<size_t>(threads), nullptr});
 }
 int run_shift(const float* in, float* out, int threads, int64_t from, int64_t to) {
-  return launch({1, threads, 0, nullptr}, shift_kernel, in, out, from, to);
+  return launch<shift_kernel>({1, threads, 0, nullptr}, in, out, from, to);
 }
 }
