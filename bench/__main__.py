@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 from bench.cli import app
 from fastgan.errors import FastganError
@@ -13,8 +14,15 @@ def main() -> None:
     try:
         app(prog_name="python -m bench")
     except FastganError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(str(error))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        _stop(f"{error.filename}: {reason}" if error.filename else reason)
+
+
+def _stop(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

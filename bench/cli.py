@@ -18,7 +18,7 @@ from fastgan.errors import ConfigError
 app = typer.Typer(
     name="bench",
     help=(
-        "Measure what is faster, where and why. Providers take turns in one process; a result is "
+        "Measure what is faster, where and why. Providers take turns; a result is "
         "compared with float64 before it is timed; a ratio is how many times better than the best "
         "baseline, above 1 is better. Every suite writes JSON with --json, which `report` draws "
         "and `compare` compares."
@@ -68,6 +68,8 @@ def report(
     source, target = folder or RESULTS, readme or ROOT / "README.md"
     if not target.is_file():
         raise ConfigError(f"--readme {target} is not a file")
+    if not source.is_dir():
+        raise ConfigError(f"--folder {source} is not a folder of result files")
     results = read_all(source)
     if not results:
         typer.echo(f"{source} holds no result file: measure with --json {source}")
@@ -96,6 +98,10 @@ def compare(
     from bench.tables import bench_console
 
     old, new = read(a), read(b)
+    if old.suite != new.suite:
+        raise ConfigError(
+            f"{a} holds results of {old.suite} and {b} of {new.suite}: compare two of one suite"
+        )
     console = bench_console()
     for line in warnings(old, new):
         console.print(line, style="yellow", highlight=False)
@@ -112,11 +118,14 @@ def gpu_check(
     json: Annotated[
         Path | None,
         typer.Option(
-            "--json", help="The file, rewritten as results come (default: gpu-check.json)."
+            "--json",
+            help="The file, rewritten as results come (default: gpu-check.json); a folder gets "
+            "DEVICE-gpu-check.json.",
         ),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.1, help="For all that measures; build and tests come besides.")
+        float,
+        typer.Option(min=0.1, help="Time for all that measures; build and tests not counted."),
     ] = 8.0,
     only: Annotated[list[str] | None, typer.Option(help="Only this part; repeat for more.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Not this part; repeat for more.")] = None,
@@ -124,7 +133,7 @@ def gpu_check(
         bool,
         typer.Option("--dry-run", help="Walk through every part at tiny sizes; no GPU needed."),
     ] = False,
-    tests: Annotated[str, typer.Option(help="What the part tests hands to pytest.")] = "tests",
+    tests: Annotated[str, typer.Option(help="What pytest collects in the part tests.")] = "tests",
 ) -> None:
     """Everything that only a GPU can tell: one command, one JSON file.
 
@@ -145,8 +154,9 @@ def gpu_check(
             "gpu-check needs a CUDA device, and this machine offers none: "
             "--dry-run walks through it on the CPU"
         )
-    for name in (*(only or ()), *(skip or ())):
-        require_choice("part", name, NAMES)
+    for option, names in (("--only", only), ("--skip", skip)):
+        for name in names or ():
+            require_choice(option, name, NAMES)
     path = json or Path("gpu-check.json")
     if path.is_dir():
         path = path / Results("gpu-check", capture_environment(target, 0)).default_name

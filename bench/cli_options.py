@@ -21,11 +21,11 @@ JsonOption = Annotated[
     Path | None,
     typer.Option(
         "--json",
-        help="Write the results here; a folder gets <device>-<suite>.json. "
-        "bench/results/ is where `report` looks.",
+        help="Write the results here; a folder gets DEVICE-SUITE.json. bench/results/ is where "
+        "`report` looks.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of weights, images and latents.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's own).")
 ]
@@ -35,11 +35,15 @@ PrecisionsOption = Annotated[
 ]
 ImageSizesOption = Annotated[
     list[int] | None,
-    typer.Option("--image-size", help="Side of the images in pixels (default: 64); repeat."),
+    typer.Option(
+        "--image-size",
+        help="Side of the images in pixels, a multiple of 4 from 16 up (default: 64); repeat for "
+        "a sweep.",
+    ),
 ]
 BatchSizesOption = Annotated[
     list[int] | None,
-    typer.Option("--batch-size", help="Images a step (default: 64); repeat for a sweep."),
+    typer.Option("--batch-size", min=1, help="Images a step (default: 64); repeat for a sweep."),
 ]
 
 
@@ -72,8 +76,21 @@ def prepare_device(name: str, threads: int | None = None) -> torch.device:
 def require_choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
     """`value` if it is allowed, else a ConfigError that says what is."""
     if value not in allowed:
-        raise ConfigError(f"{option} {value!r} is not known: choose {' or '.join(allowed)}")
+        words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+        raise ConfigError(f"{option} {value!r} is not known: choose {words}")
     return value
+
+
+def require_image_sizes(
+    values: list[int] | None, default: tuple[int, ...] = (64,)
+) -> tuple[int, ...]:
+    """The image sizes asked for, each one that a DCGAN can have."""
+    from fastgan.models import plan_stages
+
+    sizes = tuple(values or default)
+    for size in sizes:
+        plan_stages(size, size)
+    return sizes
 
 
 def require_precisions(

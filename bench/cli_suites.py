@@ -18,6 +18,7 @@ from bench.cli_options import (
     prepare_device,
     report_line,
     require_choice,
+    require_image_sizes,
     require_precisions,
 )
 from fastgan.errors import ConfigError
@@ -55,7 +56,7 @@ def step(
         ),
     ] = False,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time for each case's timed rounds.")
+        float, typer.Option(min=0.1, help="Time for the timed rounds of each case.")
     ] = 60.0,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
@@ -73,7 +74,7 @@ def step(
 
     options = StepOptions(
         device=prepare_device(device, threads),
-        image_sizes=tuple(image_size or (64,)),
+        image_sizes=require_image_sizes(image_size),
         batch_sizes=tuple(batch_size or (64,)),
         precisions=require_precisions(precision),
         against=tuple(against or ()),
@@ -89,14 +90,21 @@ def ops(
     device: DeviceOption = "auto",
     image_size: Annotated[
         list[int] | None,
-        typer.Option(help="DCGANs whose layers to measure; repeat (default: 64 and 32)."),
+        typer.Option(
+            help="Side in pixels of the DCGANs whose layers to measure, a multiple of 4 from 16 "
+            "up (default: 64 and 32); repeat for more."
+        ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(help="Repeat for a sweep (default: 1, 64 on a CPU; 1 to 2048 on a GPU)."),
+        typer.Option(
+            min=1,
+            help="Images a call (default: 1 and 64 on a CPU, 1 to 2048 on a GPU); repeat for a "
+            "sweep.",
+        ),
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or bf16; repeat for both (the default).")
+        list[str] | None, typer.Option(help="fp32, or bf16; repeat for both (the default).")
     ] = None,
     operator: Annotated[
         list[str] | None,
@@ -128,10 +136,11 @@ def ops(
         ),
     ] = None,
     input: Annotated[
-        str | None, typer.Option("--input", help="With --module: its input's shape, 64x128x32x32.")
+        str | None,
+        typer.Option("--input", help="With --module: its input's shape, such as 64x128x32x32."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.01, help="Time for the rounds of each case and direction.")
+        float, typer.Option(min=0.01, help="Time for the timed rounds of each case and direction.")
     ] = 1.0,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
@@ -163,7 +172,7 @@ def ops(
     require_choice("--direction", direction, (FORWARD, BOTH, "both"))
     options = OpsOptions(
         device=target,
-        image_sizes=tuple(image_size or (64, 32)),
+        image_sizes=require_image_sizes(image_size, default=(64, 32)),
         batch_sizes=tuple(batch_size or ()),
         precisions=precisions,
         operators=tuple(operator or ()),
@@ -176,7 +185,10 @@ def ops(
     )
     results = run_ops(options, report_line)
     if not results.rows:
-        raise ConfigError("no case is left: see `python -m bench ops --help` for what begins how")
+        raise ConfigError(
+            "no case is left by --operator and --provider: `python -m bench ops --help` says how "
+            "their names begin"
+        )
     finish(results, json)
 
 
@@ -199,7 +211,7 @@ def memory(
 
     options = StepOptions(
         device=prepare_device(device, threads),
-        image_sizes=tuple(image_size or (64,)),
+        image_sizes=require_image_sizes(image_size),
         batch_sizes=tuple(batch_size or (64,)),
         precisions=require_precisions(precision),
         seed=seed,
@@ -209,11 +221,13 @@ def memory(
 
 def data(
     device: DeviceOption = "auto",
-    image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 64,
     images: Annotated[int, typer.Option(min=1, help="How many synthetic JPEG files.")] = 2048,
-    workers: Annotated[int, typer.Option(min=0, help="Of the baseline's DataLoader.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for the rounds.")] = 10.0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes of the baseline's DataLoader.")
+    ] = 2,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for the timed rounds.")] = 10.0,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     json: JsonOption = None,
@@ -242,7 +256,9 @@ def data(
 
 def overhead(
     device: DeviceOption = "auto",
-    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each operator.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="Time for the timed rounds of each.")
+    ] = 2.0,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     json: JsonOption = None,

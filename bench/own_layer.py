@@ -111,7 +111,12 @@ def _measure(
     module: nn.Module, x: Tensor, precision: str, template: Row, compiled: bool, seconds: float
 ) -> list[Row]:
     device, backward = x.device, template.direction == BOTH
-    exact = _call(copy.deepcopy(module).double(), x.double(), nullcontext, backward)()
+    try:
+        exact = _call(copy.deepcopy(module).double(), x.double(), nullcontext, backward)()
+    except Exception as refusal:
+        raise ConfigError(
+            f"--module does not take --input {list(x.shape)}: {first_line(refusal)}"
+        ) from refusal
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -48,7 +48,8 @@ def options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error, after any command.")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error; anywhere on the line."),
     ] = False,
 ) -> None:
     """Train a DCGAN, fast, on your own images."""

@@ -19,12 +19,12 @@ _TYPES = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def with_settings(
-    *, hide_hyperparameters: bool = False
+    *, resuming: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command that takes `**settings` one option for each field of `TrainConfig`.
 
-    `hide_hyperparameters` leaves those that a resumed run may not change out of the help; they are
-    accepted, so that the refusal can name them.
+    `resuming` leaves those that a resumed run may not change out of the help; they are accepted,
+    so that the refusal can name them.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,7 +34,7 @@ def with_settings(
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         parameters = own + [
-            _parameter(field, hide_hyperparameters)
+            _parameter(field, resuming)
             for field in dataclasses.fields(TrainConfig)
             if field.name != "data"
         ]
@@ -50,16 +50,17 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _parameter(field: dataclasses.Field[Any], hide_hyperparameters: bool) -> inspect.Parameter:
+def _parameter(field: dataclasses.Field[Any], resuming: bool) -> inspect.Parameter:
     rules = field.metadata
     kind = _TYPES.get(str(field.type).removesuffix(" | None"), str)
     flag = field.name.replace("_", "-")
+    # A switch needs its opposite where it is on by default, or may be on in the run resumed.
+    both_ways = kind is bool and (field.default or rules["resumable"])
     option = typer.Option(
-        f"--{flag}",
-        help=rules["help"],
-        metavar=None if kind is bool else "VALUE",
-        show_default=_default_text(field.default),
-        hidden=hide_hyperparameters and not rules["resumable"],
+        f"--{flag}/--no-{flag}" if both_ways else f"--{flag}",
+        help=rules["help"] if rules["help"].endswith(".") else rules["help"] + ".",
+        show_default=False if resuming else _default_text(field.default),
+        hidden=resuming and not rules["resumable"],
         rich_help_panel="Run (may change on resume)" if rules["resumable"] else "Hyperparameters",
     )
     return inspect.Parameter(
@@ -71,8 +72,10 @@ def _parameter(field: dataclasses.Field[Any], hide_hyperparameters: bool) -> ins
 
 
 def _default_text(default: Any) -> str | bool:
-    if default is None or isinstance(default, bool):
+    if default is None:
         return False
+    if isinstance(default, bool):
+        return "on" if default else "off"
     if isinstance(default, tuple):
         separator = "x" if isinstance(default[0], int) else ","
         return separator.join(str(part) for part in default)

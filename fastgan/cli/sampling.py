@@ -18,13 +18,15 @@ def sample(
     ] = Path("samples.png"),
     step: Annotated[
         int | None,
-        typer.Option(help="Which checkpoint.", show_default="the newest"),
+        typer.Option(help="Which checkpoint, by its step.", show_default="the newest"),
     ] = None,
     ema: Annotated[
         bool,
         typer.Option("--ema/--no-ema", help="Averaged weights, or those of the last step."),
     ] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where to draw: cpu, cuda, cuda:1, or auto (a GPU if any).")
+    ] = "auto",
 ) -> None:
     """Draw images from a run's generator.
 

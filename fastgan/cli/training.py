@@ -18,8 +18,8 @@ def train(
     data: Annotated[
         str,
         typer.Argument(
-            help="Images: a folder, a .zip, a .npy or .npz of uint8, a Hugging Face data set"
-            " (owner/name), or the word digits: handwritten digits that need no download."
+            help="Images: a folder, a .zip, a .npy or .npz of uint8, a .parquet, a Hugging Face"
+            " data set (owner/name), or the word digits: handwritten digits that need no download."
         ),
     ] = "digits",
     out: Annotated[
@@ -55,19 +55,20 @@ def train(
     _fit(Trainer(config, open_data(config), run))
 
 
-@with_settings(hide_hyperparameters=True)
+@with_settings(resuming=True)
 def resume(
     run: Annotated[Path, typer.Argument(help="Run folder that `fastgan train` made.")],
     data: Annotated[
         str | None,
-        typer.Option(help="The images, where they have moved.", show_default="as before"),
+        typer.Option(help="Where the images are, if they have moved.", show_default="as before"),
     ] = None,
     **settings: Any,
 ) -> None:
     """Go on with a run from its newest checkpoint, exactly as if it had never stopped.
 
     The weights end equal, to the bit, to those of an uninterrupted run on the same device. What may
-    change is listed below; hyperparameters may not, and are refused by name.
+    change is listed below, and stays as it was where it is not given; hyperparameters may not
+    change, and are refused by name.
 
     Examples:
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import bench
 from bench.data import run_data
-from bench.results import OK, ROOT, read
+from bench.results import OK, RESULTS, ROOT, read
 from fastgan.errors import ConfigError
 
 COMMANDS = (
@@ -87,7 +87,15 @@ def test_step_measures_the_switches_and_the_layers_alone(tmp_path: Path) -> None
         (("ops", "--input", "2x3"), "belong together"),
         (("ops", "--device", "cpu", "--operator", "nonsense"), "no case is left"),
         (("ops", "--direction", "sideways"), "forward"),
+        (("ops", "--image-size", "18"), "multiple of 4"),
+        (("step", "--image-size", "18"), "multiple of 4"),
+        (
+            ("ops", "--device", "cpu", "--module", "torch.nn:Linear(2, 3)", "--input", "1x3"),
+            r"does not take --input \[1, 3\]",
+        ),
         (("data", "--images", "3"), "less than one batch"),
+        (("report", "--folder", "missing"), "not a folder"),
+        (("gpu-check", "--dry-run", "--only", "nonsense"), "--only 'nonsense'"),
         (("compare", "missing.json", "missing.json"), "cannot be read"),
         (("gpu-check", "--device", "cpu"), "--dry-run"),
     ],
@@ -95,6 +103,23 @@ def test_step_measures_the_switches_and_the_layers_alone(tmp_path: Path) -> None
 def test_what_a_user_gets_wrong_is_one_sentence(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         _run(*arguments)
+
+
+@pytest.mark.parametrize("suite", ["step", "ops", "memory", "data"])
+def test_a_batch_has_at_least_one_image(suite: str) -> None:
+    result = CliRunner().invoke(bench.app, [suite, "--batch-size", "0"])
+    assert result.exit_code == 2
+    assert "--batch-size" in result.output
+
+
+def test_compare_refuses_two_suites() -> None:
+    step, ops = (next(RESULTS.glob(f"*-{suite}.json")) for suite in ("step", "ops"))
+    with pytest.raises(ConfigError, match=r"results of step .* of ops"):
+        _run("compare", str(step), str(ops))
+
+
+def test_the_name_of_a_result_file_survives_the_help() -> None:
+    assert "DEVICE-SUITE.json" in " ".join(_run("step", "--help").split())
 
 
 def test_python_dash_m_bench_prints_the_sentence_without_a_traceback() -> None:

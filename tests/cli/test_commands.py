@@ -56,6 +56,16 @@ def test_resume_goes_on_with_other_output_settings(workplace, capsys) -> None:
     assert run.read_config().sample_every == 1
 
 
+def test_a_switch_has_its_opposite_also_on_resume(workplace) -> None:
+    array(workplace)
+    assert main_quietly(train("a.npy", "--steps=2", "--no-cast-once", "--skip-bad")) == 0
+    config = RunFolder.open("run").read_config()
+    assert (config.cast_once, config.capture, config.skip_bad) == (False, True, True)
+    assert main_quietly(["resume", "run", "--steps=3", "--no-skip-bad", "--cast-once"]) == 0
+    config = RunFolder.open("run").read_config()
+    assert (config.cast_once, config.capture, config.skip_bad) == (True, True, False)
+
+
 def test_moved_images_are_found_again(workplace) -> None:
     trained(workplace)
     (workplace / "a.npy").rename(workplace / "b.npy")
@@ -107,6 +117,7 @@ def test_help_teaches(capsys) -> None:
     for command, words in (
         ([], ["train", "resume", "sample", "doctor"]),
         (["train"], ["--image-size", "--preset", "64x96", "photos/", "may change on resume"]),
+        (["train"], ["--no-capture", "[default: (on)]", "[default: (0.0002)]"]),
         (["resume"], ["--steps", "--device", "exactly as if it had never stopped"]),
         (["sample"], ["--count", "--no-ema", "running statistics"]),
     ):
@@ -118,7 +129,11 @@ def test_help_teaches(capsys) -> None:
 
 def test_resume_lists_only_what_may_change(capsys) -> None:
     assert main_quietly(["resume", "--help"]) == 0
-    assert "--batch-size" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--batch-size" not in said
+    # What is not given stays as it was, whatever a new run would have.
+    assert "(2000)" not in said
+    assert "[default: (auto)]" not in said
 
 
 def test_version(capsys) -> None:
