@@ -119,7 +119,7 @@ class TrainConfig:
     )
     precision: str = _setting(
         "fp32",
-        "Arithmetic: fp32, or bf16 (autocast to bfloat16, channels_last: faster)",
+        "Arithmetic: fp32, or bf16 (autocast to bfloat16: faster)",
         choices=("fp32", "bf16"),
     )
     seed: int = _setting(
