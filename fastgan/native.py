@@ -214,7 +214,7 @@ def status() -> Status:
     return Status(
         mode=mode(),
         usable=loaded is not None,
-        reason=native_build.obstacle() or reason() if loaded is None else None,
+        reason=(ruled_out() or native_build.obstacle() or reason()) if loaded is None else None,
         origin=loaded.origin if loaded else None,
         folder=loaded.folder if loaded else None,
         level=module.level() if module else None,
@@ -297,7 +297,7 @@ def _build_once(*, forget_failure: bool = False) -> Extension:
     failure = root / f"{key}.failed"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with exclusive(root / f"{key}.lock"):
+        with exclusive(root / f"{key}.lock", "native CPU"):
             if native_build.check_library(root / key, key) is None:
                 return _load(root / key, "cache")
             if not forget_failure:
@@ -311,7 +311,7 @@ def _build_once(*, forget_failure: bool = False) -> Extension:
     except OSError as error:
         raise NativeBuildError(
             f"the cache {root} cannot be written ({error.strerror or error}); "
-            "set FASTGAN_CACHE to a folder that can"
+            "set FASTGAN_CACHE to another folder"
         ) from error
     return _load(root / key, "built")
 
@@ -374,8 +374,8 @@ def _progress_line() -> Iterator[_ProgressLine]:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`; the operating system frees it when the process ends."""
+def exclusive(path: Path, kernels: str) -> Iterator[None]:
+    """Hold the lock file at `path` to compile `kernels`; it is free when the process ends."""
     patience = LOCK_PATIENCE[mode()]
     deadline = time.monotonic() + patience
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -391,7 +391,7 @@ def exclusive(path: Path) -> Iterator[None]:
                         f"another process has been building for more than {patience:.0f} s"
                     ) from None
                 if not waiting:
-                    say("waiting for another process that compiles the native CPU kernels")
+                    say(f"waiting for another process that compiles the {kernels} kernels")
                     waiting = True
                 time.sleep(0.1)
         yield

@@ -231,7 +231,7 @@ def _build_once(*, forget_failure: bool = False) -> Path:
     root, key = native.cache_folder(), _key()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with native.exclusive(root / f"{key}.lock"):
+        with native.exclusive(root / f"{key}.lock", "CUDA"):
             if not _is_whole(root / key):
                 failure = root / f"{key}.failed"
                 if not forget_failure:
@@ -245,7 +245,7 @@ def _build_once(*, forget_failure: bool = False) -> Path:
     except OSError as error:
         raise NativeBuildError(
             f"the cache {root} cannot be written ({error.strerror or error}); "
-            "set FASTGAN_CACHE to a folder that can"
+            "set FASTGAN_CACHE to another folder"
         ) from error
     return root / key
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import subprocess
 import tempfile
@@ -71,7 +72,7 @@ def _findings() -> Iterator[tuple[str, str]]:
         or "not found: only compiling the CUDA kernels needs it",
     )
     yield from _native_kernels()
-    yield "image cache", str(default_cache_dir())
+    yield "image cache", _cache(default_cache_dir())
     for extra, (module, purpose) in _EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
         missing = f"not installed ({purpose}): pip install 'fastgan[{extra}]'"
@@ -97,7 +98,7 @@ def _native_kernels() -> Iterator[tuple[str, str]]:
         has = [name for name, present in status.features.items() if present]
         lacks = [name for name, present in status.features.items() if not present]
         yield "processor", ", ".join(has) + (f"; without {', '.join(lacks)}" if lacks else "")
-    yield "native cache", str(status.cache)
+    yield "native cache", _cache(status.cache)
     cuda = native_cuda.status()
     yield "native CUDA", f"in {cuda.folder}" if cuda.usable else f"not in use: {cuda.reason}"
     if cuda.usable:
@@ -118,6 +119,14 @@ def _cuda_kernels() -> str:
         f" {max(one.static_shared_bytes for one in found)} bytes of static shared memory a block;"
         f" blocks of {min(one.most_threads for one in found)} threads and more"
     )
+
+
+def _cache(folder: Path) -> str:
+    """A cache's folder, and what to do if nothing can be written there."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK):
+        return str(folder)
+    return f"{folder} cannot be written; set FASTGAN_CACHE to another folder"
 
 
 def _triton() -> str:

@@ -142,11 +142,11 @@ def test_version(capsys) -> None:
 
 
 def test_doctor_finds_this_machine_and_checks_it(workplace, capsys) -> None:
+    status = native.status()
     assert main_quietly(["doctor"]) == 0
     said = capsys.readouterr().out
     for name in ("python", "torch", "triton", "compiler", "nvcc", "native", "image cache", "plot"):
         assert re.search(rf"^{name} ", said, re.MULTILINE), name
-    status = native.status()
     if status.usable:
         for level in status.compiled:
             state = "in use" if level.name == status.level else "usable|not on this processor"
@@ -154,6 +154,26 @@ def test_doctor_finds_this_machine_and_checks_it(workplace, capsys) -> None:
             assert re.search(line + r"6x\d+ float32", said, re.MULTILINE), level.name
         assert re.search(r"^processor +\S", said, re.MULTILINE)
     assert re.search(r"^self-check +trained, saved and resumed to the bit on ", said, re.MULTILINE)
+
+
+def test_doctor_says_what_stands_in_the_way(workplace, capsys, monkeypatch) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("FASTGAN_CACHE", "file")  # nothing can be written below it, by anyone
+    monkeypatch.setenv("FASTGAN_NATIVE", "off")
+    monkeypatch.setattr(native, "_extension", None)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CUDACXX", "no-such-compiler")
+    monkeypatch.setattr(sys.modules["fastgan.cli.doctor"], "_self_check", lambda: "left out")
+    assert main_quietly(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        r"compiler +CXX='no-such-compiler' is not a program; install g\+\+",
+        r"nvcc +not found",
+        r"native +not in use: FASTGAN_NATIVE=off$",
+        r"native cache +file/native cannot be written; set FASTGAN_CACHE to another folder$",
+        r"image cache +file/images cannot be written; set FASTGAN_CACHE to another folder$",
+    ):
+        assert re.search("^" + line, said, re.MULTILINE), line
 
 
 def test_doctor_says_what_the_cuda_kernels_use(monkeypatch) -> None:
