@@ -17,6 +17,11 @@ import torch
 from fastgan import native, native_kernels
 from fastgan.errors import BackendError
 from fastgan.ops.implementations import Implementation
+from fastgan.ops.native_launchers import (
+    batch_norm_launchers,
+    bias_act_launchers,
+    loss_launchers,
+)
 
 Launchers = dict[str, Callable[..., torch.Tensor]]
 NCHW = "the input is contiguous (NCHW) and would be copied: use torch.channels_last"
@@ -192,60 +197,12 @@ def convolution_launchers(reference: Launchers) -> Launchers:
     return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
 
 
-def _training(
-    x, running_mean, running_var, weight, bias, momentum, eps, activation, negative_slope,
-    stat_groups,
-):  # fmt: skip
-    _require()
-    result = native_kernels.forward_training(
-        x, running_mean, running_var, weight, bias, momentum=momentum, eps=eps,
-        activation=activation, negative_slope=negative_slope, stat_groups=stat_groups,
-    )  # fmt: skip
-    for buffer in (running_mean, running_var):
-        if buffer is not None and not buffer.is_inference():
-            # A kernel's writes are invisible to autograd's check for modified tensors.
-            torch.autograd.graph.increment_version(buffer)
-    return result
-
-
-def _inference(x, running_mean, running_var, weight, bias, eps, activation, negative_slope):
-    _require()
-    return native_kernels.forward_inference(
-        x, running_mean, running_var, weight, bias, eps=eps,
-        activation=activation, negative_slope=negative_slope,
-    )  # fmt: skip
-
-
-def _batch_norm_backward(
-    grad_y, x, mean, invstd, weight, bias, eps, activation, negative_slope, stat_groups, training
-):  # fmt: skip
-    _require()
-    return native_kernels.backward(
-        grad_y, x, mean, invstd, weight, bias, activation=activation,
-        negative_slope=negative_slope, stat_groups=stat_groups, training=training,
-    )  # fmt: skip
-
-
 BATCH_NORM_ACT = Implementation(
     "cpu",
     lambda call: supports(call.device, call.dtype),
     lambda call: prefers_elementwise(call.channels_last, call.elements, "batch_norm_act"),
-    {"training": _training, "inference": _inference, "backward": _batch_norm_backward},
+    batch_norm_launchers(native_kernels, _require),
 )
-
-
-def _forward(x, bias, activation, negative_slope):
-    _require()
-    return native_kernels.bias_act_forward(
-        x, bias, activation=activation, negative_slope=negative_slope
-    )
-
-
-def _backward(grad_y, x, bias, activation, negative_slope):
-    _require()
-    return native_kernels.bias_act_backward(
-        grad_y, x, bias, activation=activation, negative_slope=negative_slope
-    )
 
 
 def _prefers_bias_act(call: Any) -> str | None:
@@ -258,20 +215,8 @@ BIAS_ACT = Implementation(
     "cpu",
     lambda call: supports(call.device, call.dtype),
     _prefers_bias_act,
-    {"forward": _forward, "backward": _backward},
+    bias_act_launchers(native_kernels, _require),
 )
-
-
-def _discriminator(real_logits, fake_logits, objective, real_label, fake_label):
-    _require()
-    return native_kernels.discriminator(
-        real_logits, fake_logits, objective=objective, real_label=real_label, fake_label=fake_label
-    )
-
-
-def _generator(fake_logits, objective):
-    _require()
-    return native_kernels.generator(fake_logits, objective=objective)
 
 
 def _supports_loss(call: Any) -> str | None:
@@ -284,5 +229,5 @@ ADVERSARIAL_LOSS = Implementation(
     "cpu",
     _supports_loss,
     lambda call: prefers_elementwise(True),
-    {"discriminator": _discriminator, "generator": _generator},
+    loss_launchers(native_kernels, _require),
 )

@@ -16,6 +16,11 @@ from fastgan import native_cuda
 from fastgan import native_cuda_kernels as kernels
 from fastgan.errors import BackendError
 from fastgan.ops.implementations import TRITON_INSTALLED, Implementation
+from fastgan.ops.native_launchers import (
+    batch_norm_launchers,
+    bias_act_launchers,
+    loss_launchers,
+)
 
 #: (compute capability, operator) where these kernels were measured faster than Triton's. Nothing
 #: has been measured yet; `python -m bench gpu-check` does it.
@@ -50,40 +55,6 @@ def _require() -> None:
         raise BackendError(f"backend 'cuda' cannot serve this call: {reason}")
 
 
-def _training(
-    x, running_mean, running_var, weight, bias, momentum, eps, activation, negative_slope,
-    stat_groups,
-):  # fmt: skip
-    _require()
-    result = kernels.forward_training(
-        x, running_mean, running_var, weight, bias, momentum=momentum, eps=eps,
-        activation=activation, negative_slope=negative_slope, stat_groups=stat_groups,
-    )  # fmt: skip
-    for buffer in (running_mean, running_var):
-        if buffer is not None and not buffer.is_inference():
-            # A kernel's writes are invisible to autograd's check for modified tensors.
-            torch.autograd.graph.increment_version(buffer)
-    return result
-
-
-def _inference(x, running_mean, running_var, weight, bias, eps, activation, negative_slope):
-    _require()
-    return kernels.forward_inference(
-        x, running_mean, running_var, weight, bias, eps=eps,
-        activation=activation, negative_slope=negative_slope,
-    )  # fmt: skip
-
-
-def _batch_norm_backward(
-    grad_y, x, mean, invstd, weight, bias, eps, activation, negative_slope, stat_groups, training
-):  # fmt: skip
-    _require()
-    return kernels.backward(
-        grad_y, x, mean, invstd, weight, bias, activation=activation,
-        negative_slope=negative_slope, stat_groups=stat_groups, training=training,
-    )  # fmt: skip
-
-
 def _supports_batch_norm(call: Any) -> str | None:
     running_mean, running_var, *_ = call.parameters
     if (running_mean is None) != (running_var is None):
@@ -95,20 +66,8 @@ BATCH_NORM_ACT = Implementation(
     "cuda",
     _supports_batch_norm,
     lambda call: _prefers("batch_norm_act", call.device, call.channels_last),
-    {"training": _training, "inference": _inference, "backward": _batch_norm_backward},
+    batch_norm_launchers(kernels, _require),
 )
-
-
-def _forward(x, bias, activation, negative_slope):
-    _require()
-    return kernels.bias_act_forward(x, bias, activation=activation, negative_slope=negative_slope)
-
-
-def _backward(grad_y, x, bias, activation, negative_slope):
-    _require()
-    return kernels.bias_act_backward(
-        grad_y, x, bias, activation=activation, negative_slope=negative_slope
-    )
 
 
 def _prefers_bias_act(call: Any) -> str | None:
@@ -121,20 +80,8 @@ BIAS_ACT = Implementation(
     "cuda",
     lambda call: kernels.unsupported(device=call.device, dtype=call.dtype),
     _prefers_bias_act,
-    {"forward": _forward, "backward": _backward},
+    bias_act_launchers(kernels, _require),
 )
-
-
-def _discriminator(real_logits, fake_logits, objective, real_label, fake_label):
-    _require()
-    return kernels.discriminator(
-        real_logits, fake_logits, objective=objective, real_label=real_label, fake_label=fake_label
-    )
-
-
-def _generator(fake_logits, objective):
-    _require()
-    return kernels.generator(fake_logits, objective=objective)
 
 
 def _supports_loss(call: Any) -> str | None:
@@ -147,7 +94,7 @@ ADVERSARIAL_LOSS = Implementation(
     "cuda",
     _supports_loss,
     lambda call: _prefers("adversarial_loss", call.device, True),
-    {"discriminator": _discriminator, "generator": _generator},
+    loss_launchers(kernels, _require),
 )
 
 
