@@ -19,6 +19,10 @@ from fastgan.native_fusion import Prologue, Statistics
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: In the order of `enum class Activation` (csrc/common/activation.h).
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4}
+#: In the order of `enum class Algorithm` (csrc/cpu/kernels.h): how a convolution's sums are made.
+#: "direct" serves every call; "winograd", with 9 products where 16 are summed, serves what
+#: `unsupported_by_winograd` has no objection to.
+ALGORITHMS = {"direct": 0, "winograd": 1}
 #: In the order of `enum class Objective` (csrc/common/objectives.h).
 OBJECTIVES = {
     "bce": 0,
@@ -54,6 +58,20 @@ def unsupported(*, device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in DTYPES:
         return f"native kernels take float32, bfloat16 and float16, not {dtype}"
     return None
+
+
+def unsupported_by_winograd(
+    *, dtype: torch.dtype, kernel_size: tuple[int, int], stride: tuple[int, int]
+) -> str | None:
+    """Return why algorithm="winograd" cannot serve a convolution, or None.
+
+    Neither a prologue nor statistics can be had with it.
+
+    Float32 alone: its transformed operands rounded to 16 bits would be less exact than the data.
+    """
+    if (dtype, kernel_size, stride) == (torch.float32, (4, 4), (2, 2)):
+        return None
+    return "Winograd's tiles serve float32 with 4x4 kernels of stride 2 alone"
 
 
 def _operators() -> Any:
@@ -291,6 +309,7 @@ def fprop(
     negative_slope: float = 0.01,
     prologue: Prologue | None = None,
     statistics: Statistics | None = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """The convolution big -> small: `act(F.conv2d(big, weight, bias, stride, padding))`.
 
@@ -302,9 +321,10 @@ def fprop(
         activation, negative_slope: applied in the epilogue.
         prologue: how big is read; None: as it is.
         statistics: filled with those of the result; the activation must be "identity".
+        algorithm: one of `ALGORITHMS`.
 
     Raises:
-        RuntimeError: an argument does not fit; it is named.
+        RuntimeError: an argument does not fit (it is named), or the algorithm does not serve it.
 
     Returns:
         [N, S, OH, OW] of big's dtype, dense channels_last.
@@ -319,6 +339,7 @@ def fprop(
     _operators().fprop(
         big, weight, _vector(bias), small, *stride, *padding,
         ACTIVATIONS[activation], negative_slope, *_fused(prologue, statistics),
+        algorithm=ALGORITHMS[algorithm],
     )  # fmt: skip
     return small
 
@@ -335,6 +356,7 @@ def dgrad(
     negative_slope: float = 0.01,
     prologue: Prologue | None = None,
     statistics: Statistics | None = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """The transposed convolution small -> big; also fprop's gradient with respect to big.
 
@@ -344,14 +366,19 @@ def dgrad(
         bias: [B] or None.
         big_size: (H, W) of the result; output_padding is what it is larger than the least.
         prologue, statistics: as in `fprop`, of small and of the result.
+        stride, padding, activation, negative_slope, algorithm: as in `fprop`.
 
     Returns:
         [N, B, H, W] of small's dtype, dense channels_last.
+
+    Raises:
+        RuntimeError: as `fprop`.
     """
     big = _channels_last((small.shape[0], weight.shape[1], *big_size), small.dtype)
     _operators().dgrad(
         small, weight, _vector(bias), big, *stride, *padding,
         ACTIVATIONS[activation], negative_slope, *_fused(prologue, statistics),
+        algorithm=ALGORITHMS[algorithm],
     )  # fmt: skip
     return big
 
@@ -366,6 +393,7 @@ def wgrad(
     out_dtype: torch.dtype | None = None,
     big_prologue: Prologue | None = None,
     small_prologue: Prologue | None = None,
+    algorithm: str = "direct",
 ) -> Tensor:
     """The weight gradient [S, B, kh, kw], dense channels_last, of both convolutions.
 
@@ -374,10 +402,11 @@ def wgrad(
         kernel_size, stride, padding: (vertical, horizontal).
         out_dtype: of the result; None for big's.
         big_prologue, small_prologue: how the operands are read; one of them at most.
+        algorithm: one of `ALGORITHMS`.
 
     Raises:
         ValueError: both have a prologue.
-        RuntimeError: an argument does not fit; it is named.
+        RuntimeError: as `fprop`.
     """
     if big_prologue is not None and small_prologue is not None:
         raise ValueError("one of big_prologue and small_prologue must be None")
@@ -388,5 +417,7 @@ def wgrad(
         fused = (scale, shift, None, None, *activation)
     elif small_prologue is not None:
         fused = (None, None, *_fused(small_prologue, None))
-    _operators().wgrad(big, small, weight, *stride, *padding, *fused)
+    _operators().wgrad(
+        big, small, weight, *stride, *padding, *fused, algorithm=ALGORITHMS[algorithm]
+    )
     return weight

@@ -112,6 +112,22 @@ struct Convolution {
   int64_t groups;  // slices of the batch; read if there are statistics
 };
 
+// How the sums of a convolution are made: product by product, or in Winograd's tiles (winograd.h).
+enum class Algorithm : int { direct, winograd, count };
+
+// What Winograd's tiles are made for; the direct kernels serve everything.
+inline bool winograd_serves(const Convolution& c) {
+  const bool plain = !c.big_prologue.scale && !c.small_prologue.scale && !c.mean;
+  return plain && c.type == DataType::float32 && c.kernel_height == 4 && c.kernel_width == 4 &&
+         c.stride_height == 2 && c.stride_width == 2;
+}
+
+struct Convolutions {
+  void (*fprop)(const Convolution&);
+  void (*dgrad)(const Convolution&);
+  void (*wgrad)(const Convolution&);
+};
+
 struct Kernels {
   const char* name;
   void (*batch_norm_forward)(const BatchNormForward&);
@@ -119,9 +135,7 @@ struct Kernels {
   void (*bias_act_forward)(const BiasAct&);
   void (*bias_act_backward)(const BiasAct&);
   void (*adversarial_loss)(const AdversarialLoss&);
-  void (*fprop)(const Convolution&);
-  void (*dgrad)(const Convolution&);
-  void (*wgrad)(const Convolution&);
+  Convolutions direct, winograd;
 };
 
 }  // namespace fastgan::cpu

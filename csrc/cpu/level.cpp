@@ -15,6 +15,9 @@ void batch_norm_backward(const BatchNormBackward&);
 void bias_act_forward(const BiasAct&);
 void bias_act_backward(const BiasAct&);
 void adversarial_loss(const AdversarialLoss&);
+void winograd_fprop(const Convolution&);
+void winograd_dgrad(const Convolution&);
+void winograd_wgrad(const Convolution&);
 }  // namespace fastgan::cpu::avx512_bf16
 
 #else
@@ -22,6 +25,8 @@ void adversarial_loss(const AdversarialLoss&);
 #include "adversarial_loss.h"
 #include "batch_norm_act.h"
 #include "bias_act.h"
+#include "winograd_convolution.h"
+#include "winograd_weight_gradient.h"
 
 #endif
 
@@ -38,6 +43,9 @@ using avx512_bf16::batch_norm_backward;
 using avx512_bf16::batch_norm_forward;
 using avx512_bf16::bias_act_backward;
 using avx512_bf16::bias_act_forward;
+using avx512_bf16::winograd_dgrad;
+using avx512_bf16::winograd_fprop;
+using avx512_bf16::winograd_wgrad;
 
 const Kernels kernels = {
     FASTGAN_NAME(FASTGAN_LEVEL),
@@ -46,9 +54,8 @@ const Kernels kernels = {
     bias_act_forward,
     bias_act_backward,
     adversarial_loss,
-    tile_fprop,
-    tile_dgrad,
-    tile_wgrad,
+    {tile_fprop, tile_dgrad, tile_wgrad},
+    {winograd_fprop, winograd_dgrad, winograd_wgrad},
 };
 #else
 const Kernels kernels = {
@@ -58,9 +65,8 @@ const Kernels kernels = {
     bias_act_forward,
     bias_act_backward,
     adversarial_loss,
-    fprop,
-    dgrad,
-    wgrad,
+    {fprop, dgrad, wgrad},
+    {winograd_fprop, winograd_dgrad, winograd_wgrad},
 };
 #endif
 

@@ -285,11 +285,25 @@ void ask_for_statistics(const std::optional<Tensor>& mean, const std::optional<T
   call.m2 = vector_of(m2, "m2", call.groups * channels);
 }
 
+// The kernels of an algorithm, if it can serve the call.
+const fastgan::cpu::Convolutions& convolutions(const fastgan::cpu::Convolution& call,
+                                               int64_t algorithm) {
+  using fastgan::cpu::Algorithm;
+  STD_TORCH_CHECK(algorithm >= 0 && algorithm < static_cast<int64_t>(Algorithm::count),
+                  "unknown algorithm ", algorithm);
+  const fastgan::cpu::Kernels& kernels = fastgan::cpu::kernels();
+  if (static_cast<Algorithm>(algorithm) == Algorithm::direct) return kernels.direct;
+  STD_TORCH_CHECK(fastgan::cpu::winograd_serves(call),
+                  "Winograd's tiles serve float32 with 4x4 kernels of stride 2 alone, without "
+                  "prologue or statistics");
+  return kernels.winograd;
+}
+
 void fprop(Tensor big, Tensor weight, std::optional<Tensor> bias, Tensor small,
            int64_t stride_height, int64_t stride_width, int64_t padding_height,
            int64_t padding_width, int64_t activation, double negative_slope,
            std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t prologue_activation,
-           double prologue_slope, std::optional<Tensor> mean, std::optional<Tensor> m2) {
+           double prologue_slope, std::optional<Tensor> mean, std::optional<Tensor> m2, int64_t algorithm) {
   fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
                                                   padding_height, padding_width);
   check_data(weight, "weight", call.type, weight.numel());
@@ -301,14 +315,14 @@ void fprop(Tensor big, Tensor weight, std::optional<Tensor> bias, Tensor small,
   call.negative_slope = static_cast<float>(negative_slope);
   call.big_prologue = prologue_of(scale, shift, big, prologue_activation, prologue_slope);
   ask_for_statistics(mean, m2, small, call);
-  fastgan::cpu::kernels().fprop(call);
+  convolutions(call, algorithm).fprop(call);
 }
 
 void dgrad(Tensor small, Tensor weight, std::optional<Tensor> bias, Tensor big,
            int64_t stride_height, int64_t stride_width, int64_t padding_height,
            int64_t padding_width, int64_t activation, double negative_slope,
            std::optional<Tensor> scale, std::optional<Tensor> shift, int64_t prologue_activation,
-           double prologue_slope, std::optional<Tensor> mean, std::optional<Tensor> m2) {
+           double prologue_slope, std::optional<Tensor> mean, std::optional<Tensor> m2, int64_t algorithm) {
   fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
                                                   padding_height, padding_width);
   check_data(weight, "weight", call.type, weight.numel());
@@ -320,13 +334,14 @@ void dgrad(Tensor small, Tensor weight, std::optional<Tensor> bias, Tensor big,
   call.negative_slope = static_cast<float>(negative_slope);
   call.small_prologue = prologue_of(scale, shift, small, prologue_activation, prologue_slope);
   ask_for_statistics(mean, m2, big, call);
-  fastgan::cpu::kernels().dgrad(call);
+  convolutions(call, algorithm).dgrad(call);
 }
 
 void wgrad(Tensor big, Tensor small, Tensor weight, int64_t stride_height, int64_t stride_width,
            int64_t padding_height, int64_t padding_width, std::optional<Tensor> big_scale,
            std::optional<Tensor> big_shift, std::optional<Tensor> small_scale,
-           std::optional<Tensor> small_shift, int64_t prologue_activation, double prologue_slope) {
+           std::optional<Tensor> small_shift, int64_t prologue_activation, double prologue_slope,
+           int64_t algorithm) {
   fastgan::cpu::Convolution call = convolution_of(big, small, weight, stride_height, stride_width,
                                                   padding_height, padding_width);
   call.result_type = data_type(weight);
@@ -338,7 +353,7 @@ void wgrad(Tensor big, Tensor small, Tensor weight, int64_t stride_height, int64
       prologue_of(big_scale, big_shift, big, prologue_activation, prologue_slope);
   call.small_prologue =
       prologue_of(small_scale, small_shift, small, prologue_activation, prologue_slope);
-  fastgan::cpu::kernels().wgrad(call);
+  convolutions(call, algorithm).wgrad(call);
 }
 
 fastgan::cpu::AdversarialLoss loss_of(const Tensor& fake, const Tensor& grad_fake,
@@ -405,17 +420,17 @@ STABLE_TORCH_LIBRARY(fastgan_cpu, library) {
       "fprop(Tensor big, Tensor weight, Tensor? bias, Tensor(a!) small, int stride_height, "
       "int stride_width, int padding_height, int padding_width, int activation, "
       "float negative_slope, Tensor? scale=None, Tensor? shift=None, int prologue_activation=0, "
-      "float prologue_slope=0.0, Tensor(b!)? mean=None, Tensor(c!)? m2=None) -> ()");
+      "float prologue_slope=0.0, Tensor(b!)? mean=None, Tensor(c!)? m2=None, int algorithm=0) -> ()");
   library.def(
       "dgrad(Tensor small, Tensor weight, Tensor? bias, Tensor(a!) big, int stride_height, "
       "int stride_width, int padding_height, int padding_width, int activation, "
       "float negative_slope, Tensor? scale=None, Tensor? shift=None, int prologue_activation=0, "
-      "float prologue_slope=0.0, Tensor(b!)? mean=None, Tensor(c!)? m2=None) -> ()");
+      "float prologue_slope=0.0, Tensor(b!)? mean=None, Tensor(c!)? m2=None, int algorithm=0) -> ()");
   library.def(
       "wgrad(Tensor big, Tensor small, Tensor(a!) weight, int stride_height, int stride_width, "
       "int padding_height, int padding_width, Tensor? big_scale=None, Tensor? big_shift=None, "
       "Tensor? small_scale=None, Tensor? small_shift=None, int prologue_activation=0, "
-      "float prologue_slope=0.0) -> ()");
+      "float prologue_slope=0.0, int algorithm=0) -> ()");
   library.def(
       "generator_loss(Tensor fake, Tensor(a!) grad_fake, Tensor(b!) results, int objective) -> ()");
 }

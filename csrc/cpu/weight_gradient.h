@@ -149,6 +149,10 @@ struct Split {
   int64_t count, images;  // images: (pairs of) images of each but the last
 
   Split(int64_t all_images, int64_t tasks, int64_t weights) {
+    if (all_images == 0) {
+      count = 1, images = 0;
+      return;
+    }
     const int64_t wanted = weights <= (int64_t{1} << 18) ? 32 : 16;
     count = tasks >= wanted ? 1 : round_up_quotient(wanted, tasks);
     if (count > all_images) count = all_images;

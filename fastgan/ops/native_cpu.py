@@ -24,6 +24,7 @@ from fastgan.ops.native_launchers import (
 )
 
 Launchers = dict[str, Callable[..., torch.Tensor]]
+Pair = tuple[int, int]
 NCHW = "the input is contiguous (NCHW) and would be copied: use torch.channels_last"
 
 
@@ -37,6 +38,7 @@ class Win:
         direction: "fprop", "dgrad" or "wgrad".
         fewer, more: bounds (least, most) on the channels of the side with fewer and with more.
         only_fused: only with an activation in the epilogue, which saves torch's pass for it.
+        algorithm: of `native_kernels.ALGORITHMS`; the row holds for what it serves.
     """
 
     levels: tuple[str, ...]
@@ -45,18 +47,47 @@ class Win:
     fewer: tuple[int, int]
     more: tuple[int, int]
     only_fused: bool = False
+    algorithm: str = "direct"
+
+    def holds(
+        self,
+        dtype: torch.dtype,
+        big_channels: int,
+        small_channels: int,
+        kernel_size: Pair,
+        stride: Pair,
+    ) -> bool:
+        """Return whether the row speaks of such a convolution, at its levels and direction."""
+        fewer, more = sorted((big_channels, small_channels))
+        return (
+            dtype == self.dtype
+            and self.fewer[0] <= fewer <= self.fewer[1]
+            and self.more[0] <= more <= self.more[1]
+            and (
+                self.algorithm == "direct"
+                or native_kernels.unsupported_by_winograd(
+                    dtype=dtype, kernel_size=kernel_size, stride=stride
+                )
+                is None
+            )
+        )
 
 
 _MANY = 1 << 30
 _AVX512 = ("avx512_bf16", "avx512")
-#: Against torch 2.13 (oneDNN 3.12) on one thread of a Zen 5 core, batch 64, DCGAN's layers. AMX is
-#: not among the measured: its rows stand on the prototype whose design it follows, with a margin.
+#: Against torch 2.13 (oneDNN 3.12) on one thread of a Zen 5 core, batch 64, DCGAN's layers;
+#: Winograd on two. The first row that holds serves. Where the tiles are few beside the weights
+#: (256 <-> 512 channels, 4x4 pixels), fprop and dgrad are faster product by product. AMX is not
+#: among the measured: its rows stand on the prototype whose design it follows, with a margin.
 WINS = (
     Win(("avx512_bf16",), torch.bfloat16, "fprop", (64, _MANY), (128, _MANY)),
     Win(("avx512_bf16",), torch.bfloat16, "dgrad", (64, _MANY), (128, _MANY)),
     Win(("avx512_bf16",), torch.bfloat16, "wgrad", (64, _MANY), (64, _MANY)),
     Win(("avx512_bf16",), torch.bfloat16, "dgrad", (1, 4), (64, _MANY)),
     Win(("avx512_bf16",), torch.bfloat16, "fprop", (1, 4), (64, _MANY), only_fused=True),
+    Win(_AVX512, torch.float32, "fprop", (64, 255), (128, _MANY), algorithm="winograd"),
+    Win(_AVX512, torch.float32, "dgrad", (64, 255), (128, _MANY), algorithm="winograd"),
+    Win(_AVX512, torch.float32, "wgrad", (64, _MANY), (64, _MANY), algorithm="winograd"),
     Win(_AVX512, torch.float32, "fprop", (256, _MANY), (256, _MANY)),
     Win(_AVX512, torch.float32, "dgrad", (64, _MANY), (128, _MANY)),
     Win(_AVX512, torch.float32, "wgrad", (64, _MANY), (64, _MANY)),
@@ -65,18 +96,6 @@ WINS = (
     Win(("amx_bf16",), torch.bfloat16, "dgrad", (128, _MANY), (256, _MANY)),
     Win(("amx_bf16",), torch.bfloat16, "wgrad", (128, _MANY), (128, _MANY)),
 )
-
-
-def _wins(dtype: torch.dtype, big_channels: int, small_channels: int) -> list[Win]:
-    """Return the rows of the table that hold for these channels, at any level."""
-    fewer, more = sorted((big_channels, small_channels))
-    return [
-        win
-        for win in WINS
-        if win.dtype == dtype
-        and win.fewer[0] <= fewer <= win.fewer[1]
-        and win.more[0] <= more <= win.more[1]
-    ]
 
 
 @torch.compiler.assume_constant_result
@@ -127,7 +146,13 @@ def prefers_convolution(call: Any) -> str | None:
     """Return why torch's convolution serves the call instead, or None."""
     if not call.channels_last:
         return NCHW
-    wins = _wins(call.dtype, call.big_channels, call.small_channels)
+    wins = [
+        win
+        for win in WINS
+        if win.holds(
+            call.dtype, call.big_channels, call.small_channels, call.kernel_size, call.stride
+        )
+    ]
     reason = None if wins else "torch's convolution is faster or not measured for these channels"
     if reason is None:
         reason = _missing()
@@ -156,42 +181,62 @@ def convolution_launchers(reference: Launchers) -> Launchers:
     computes faster is decided here, one by one.
     """
 
-    def native_wins(
-        direction: str, dtype: torch.dtype, big: int, small: int, activation: str = "identity"
-    ) -> bool:
+    def algorithm_of(
+        direction: str,
+        dtype: torch.dtype,
+        big: int,
+        small: int,
+        kernel_size: Any,
+        stride: Pair,
+        activation: str = "identity",
+    ) -> str | None:
+        """Return the algorithm that wins, or None where torch's convolution does."""
         _require()
         level, fused = _level(), activation != "identity"
-        return any(
-            win.direction == direction and level in win.levels and (fused or not win.only_fused)
-            for win in _wins(dtype, big, small)
-        )
+        kernel: Pair = (kernel_size[0], kernel_size[1])
+        for win in WINS:
+            served = win.direction == direction and level in win.levels
+            served = served and (fused or not win.only_fused)
+            if served and win.holds(dtype, big, small, kernel, (stride[0], stride[1])):
+                return win.algorithm
+        return None
 
     def fprop(big, weight, bias, stride, padding, activation, negative_slope):
-        if not native_wins("fprop", big.dtype, big.shape[1], weight.shape[0], activation):
+        algorithm = algorithm_of(
+            "fprop", big.dtype, big.shape[1], weight.shape[0], weight.shape[2:], stride, activation
+        )
+        if algorithm is None:
             return reference["fprop"](
                 big, weight, bias, stride, padding, activation, negative_slope
             )
         return native_kernels.fprop(
             big, weight, bias, stride=stride, padding=padding,
-            activation=activation, negative_slope=negative_slope,
+            activation=activation, negative_slope=negative_slope, algorithm=algorithm,
         )  # fmt: skip
 
     def dgrad(small, weight, bias, big_size, stride, padding, activation, negative_slope):
-        if not native_wins("dgrad", small.dtype, weight.shape[1], small.shape[1], activation):
+        algorithm = algorithm_of(
+            "dgrad", small.dtype, weight.shape[1], small.shape[1], weight.shape[2:], stride,
+            activation,
+        )  # fmt: skip
+        if algorithm is None:
             return reference["dgrad"](
                 small, weight, bias, big_size, stride, padding, activation, negative_slope
             )
         return native_kernels.dgrad(
             small, weight, bias, big_size=big_size, stride=stride, padding=padding,
-            activation=activation, negative_slope=negative_slope,
+            activation=activation, negative_slope=negative_slope, algorithm=algorithm,
         )  # fmt: skip
 
     def wgrad(big, small, kernel_size, stride, padding, out_dtype):
-        if not native_wins("wgrad", big.dtype, big.shape[1], small.shape[1]):
+        algorithm = algorithm_of(
+            "wgrad", big.dtype, big.shape[1], small.shape[1], kernel_size, stride
+        )
+        if algorithm is None:
             return reference["wgrad"](big, small, kernel_size, stride, padding, out_dtype)
         return native_kernels.wgrad(
             big, small, kernel_size=kernel_size, stride=stride, padding=padding,
-            out_dtype=out_dtype,
+            out_dtype=out_dtype, algorithm=algorithm,
         )  # fmt: skip
 
     return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}

@@ -93,6 +93,11 @@ struct Buffer {
     return *this;
   }
 
+  Buffer& fill_whole() {
+    for (int64_t index = 0; index < count; ++index) set(index, static_cast<float>(draw(-3, 3)));
+    return *this;
+  }
+
   float* floats() { return reinterpret_cast<float*>(data.get()); }
 };
 
@@ -154,13 +159,13 @@ struct DrawnPrologue {
   Activation activation;
   bool used;
 
-  DrawnPrologue(int64_t groups, int64_t operand_channels, int64_t group_images)
+  DrawnPrologue(int64_t groups, int64_t operand_channels, int64_t group_images, bool served)
       : channels(operand_channels),
         images(group_images),
         scale(DataType::float32, groups * channels),
         shift(DataType::float32, groups * channels),
         activation(static_cast<Activation>(draw(0, 2))),
-        used(draw(0, 1)) {
+        used(served && draw(0, 1)) {
     shift.fill();
     for (int64_t index = 0; index < scale.count; ++index) {
       scale.set(index, std::ldexp(draw(0, 1) ? 1.0f : -1.0f, static_cast<int>(draw(-2, 1))));
@@ -186,12 +191,12 @@ struct DrawnPrologue {
   }
 };
 
-// fprop or dgrad, with the statistics of the result.
+// fprop or dgrad, with the statistics of the result half of the time where they are served.
 void try_product(const Kernels& kernels, Convolution c, void (*product)(const Convolution&),
-                 int64_t channels, Buffer& result, const char* what) {
+                 int64_t channels, Buffer& result, bool served, const char* what) {
   Buffer mean(DataType::float32, c.groups * channels), m2(DataType::float32, c.groups * channels);
   c.result = result.data.get();
-  if (draw(0, 1)) {
+  if (!served || draw(0, 1)) {
     with_threads(result, kernels.name, what, [&] { product(c); });
     return;
   }
@@ -223,21 +228,24 @@ void try_product(const Kernels& kernels, Convolution c, void (*product)(const Co
   }
 }
 
-void try_convolution(const Kernels& kernels, DataType type) {
+// With `winograd` the case is drawn from those that its tiles serve and its operands are small whole
+// numbers: no sum is rounded, so that nothing but the exact result is right.
+void try_convolution(const Kernels& kernels, DataType type, bool winograd = false) {
+  const Convolutions& convolutions = winograd ? kernels.winograd : kernels.direct;
   Convolution c{};
   c.type = c.result_type = type;
   c.groups = draw(1, 3);
   c.batch = c.groups * draw(1, 35 / c.groups);
   c.big_channels = draw_channels();
   c.small_channels = draw_channels();
-  c.kernel_height = draw(1, 4);
-  c.kernel_width = draw(1, 4);
-  c.stride_height = draw(1, 3);
-  c.stride_width = draw(1, 3);
+  c.kernel_height = winograd ? 4 : draw(1, 4);
+  c.kernel_width = winograd ? 4 : draw(1, 4);
+  c.stride_height = winograd ? 2 : draw(1, 3);
+  c.stride_width = winograd ? 2 : draw(1, 3);
   c.padding_height = draw(0, 2);
   c.padding_width = draw(0, 2);
-  c.big_height = draw(1, 6);
-  c.big_width = draw(1, 6);
+  c.big_height = draw(1, winograd ? 14 : 6);
+  c.big_width = draw(1, winograd ? 14 : 6);
   const int64_t span_y = c.big_height + 2 * c.padding_height - c.kernel_height;
   const int64_t span_x = c.big_width + 2 * c.padding_width - c.kernel_width;
   if (span_y < 0 || span_x < 0) return;
@@ -246,25 +254,23 @@ void try_convolution(const Kernels& kernels, DataType type) {
   const int64_t taps = c.kernel_height * c.kernel_width;
   const int64_t places = c.batch * c.small_height * c.small_width;
   snprintf(drawn, sizeof drawn,
-           "type %d, big %ld x %ld x %ld x %ld, small channels %ld, kernel %ld x %ld, stride %ld x "
-           "%ld, padding %ld x %ld",
-           static_cast<int>(type), c.batch, c.big_height, c.big_width, c.big_channels,
-           c.small_channels, c.kernel_height, c.kernel_width, c.stride_height, c.stride_width,
-           c.padding_height, c.padding_width);
+           "%s, type %d, big %ld x %ld x %ld x %ld, small channels %ld, kernel %ld x %ld, stride "
+           "%ld x %ld, padding %ld x %ld",
+           winograd ? "winograd" : "direct", static_cast<int>(type), c.batch, c.big_height,
+           c.big_width, c.big_channels, c.small_channels, c.kernel_height, c.kernel_width,
+           c.stride_height, c.stride_width, c.padding_height, c.padding_width);
   if (places * taps * c.big_channels * c.small_channels > 2000000) return;
 
   Buffer big(type, c.batch * c.big_height * c.big_width * c.big_channels);
   Buffer small(type, places * c.small_channels);
   Buffer weight(type, c.small_channels * taps * c.big_channels);
-  big.fill();
-  small.fill();
-  weight.fill();
+  for (Buffer* buffer : {&big, &small, &weight}) winograd ? buffer->fill_whole() : buffer->fill();
   c.big = big.data.get();
   c.small = small.data.get();
   c.weight = weight.data.get();
   // What the kernels read through a prologue is what the reference sees.
-  DrawnPrologue big_prologue(c.groups, c.big_channels, c.batch / c.groups);
-  DrawnPrologue small_prologue(c.groups, c.small_channels, c.batch / c.groups);
+  DrawnPrologue big_prologue(c.groups, c.big_channels, c.batch / c.groups, !winograd);
+  DrawnPrologue small_prologue(c.groups, c.small_channels, c.batch / c.groups, !winograd);
   const Buffer read_big = big_prologue.apply(big, c.big_prologue);
   const Buffer read_small = small_prologue.apply(small, c.small_prologue);
   Sums exact_small(small.count), exact_big(big.count), exact_weight(weight.count);
@@ -296,15 +302,24 @@ void try_convolution(const Kernels& kernels, DataType type) {
   }
   Buffer small_result(type, small.count), big_result(type, big.count);
   Buffer weight_result(DataType::float32, weight.count);
-  try_product(kernels, c, kernels.fprop, c.small_channels, small_result, "fprop");
-  expect_close(small_result, exact_small, taps * c.big_channels, kernels.name, "fprop is wrong");
-  try_product(kernels, c, kernels.dgrad, c.big_channels, big_result, "dgrad");
-  expect_close(big_result, exact_big, taps * c.small_channels, kernels.name, "dgrad is wrong");
+  try_product(kernels, c, convolutions.fprop, c.small_channels, small_result, !winograd, "fprop");
+  auto expect_right = [&](const Buffer& result, const Sums& exact, int64_t terms,
+                          const char* what) {
+    if (!winograd) return expect_close(result, exact, terms, kernels.name, what);
+    bool same = true;
+    for (int64_t index = 0; index < result.count; ++index) {
+      same &= result.get(index) == exact.value[index];
+    }
+    expect(same, kernels.name, what);
+  };
+  expect_right(small_result, exact_small, taps * c.big_channels, "fprop is wrong");
+  try_product(kernels, c, convolutions.dgrad, c.big_channels, big_result, !winograd, "dgrad");
+  expect_right(big_result, exact_big, taps * c.small_channels, "dgrad is wrong");
   c.result = weight_result.data.get();
   c.result_type = DataType::float32;
   with_threads(weight_result, kernels.name, "wgrad differs between threads",
-               [&] { kernels.wgrad(c); });
-  expect_close(weight_result, exact_weight, places, kernels.name, "wgrad is wrong");
+               [&] { convolutions.wgrad(c); });
+  expect_right(weight_result, exact_weight, places, "wgrad is wrong");
 }
 
 void try_batch_norm(const Kernels& kernels, DataType type) {
@@ -396,6 +411,7 @@ int main(int, char** arguments) {
         try_batch_norm(*kernels, type);
         try_loss(*kernels, type);
       }
+      try_convolution(*kernels, DataType::float32, true);
     }
   }
   if (failures) fprintf(stderr, "%d failures\n", failures);

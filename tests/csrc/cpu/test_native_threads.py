@@ -20,10 +20,10 @@ def _restored_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def convolutions(dtype: torch.dtype) -> list[Tensor]:
+def convolutions(dtype: torch.dtype, algorithm: str = "direct") -> list[Tensor]:
     results = []
-    for n, b, s, size in ((9, 64, 70, 8), (5, 3, 33, 12), (3, 130, 20, 5)):
-        call = {"stride": (2, 2), "padding": (1, 1)}
+    for n, b, s, size in ((9, 64, 70, 8), (5, 3, 33, 12), (3, 130, 20, 5), (2, 40, 140, 30)):
+        call = {"stride": (2, 2), "padding": (1, 1), "algorithm": algorithm}
         big, weight = normal((n, b, size, size), dtype, 1), normal((s, b, 4, 4), dtype, 2)
         small = native_kernels.fprop(big, weight, None, **call)
         results += [
@@ -57,6 +57,10 @@ def fused_convolutions(dtype: torch.dtype) -> list[Tensor]:
     return results
 
 
+def winograd_convolutions(dtype: torch.dtype) -> list[Tensor]:
+    return convolutions(dtype, "winograd") if dtype == torch.float32 else []
+
+
 def batch_norms(dtype: torch.dtype) -> list[Tensor]:
     x, grad_y = normal((12, 66, 9, 9), dtype, 1), normal((12, 66, 9, 9), dtype, 2)
     running = [torch.zeros(66), torch.ones(66)]
@@ -85,7 +89,9 @@ def elementwise(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("compute", [convolutions, fused_convolutions, batch_norms, elementwise])
+@pytest.mark.parametrize(
+    "compute", [convolutions, winograd_convolutions, fused_convolutions, batch_norms, elementwise]
+)
 def test_threads_change_no_bit(
     level, compute: Callable[[torch.dtype], list[Tensor]], dtype: torch.dtype
 ) -> None:

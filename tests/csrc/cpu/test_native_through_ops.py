@@ -26,6 +26,27 @@ def test_deep_bfloat16_layers_are_chosen_unasked(extension) -> None:
     assert choice.chosen == expected
 
 
+@pytest.mark.parametrize(("kernel", "algorithm"), [((4, 4), "winograd"), ((3, 3), None)], ids=str)
+def test_float32_layers_take_winograds_tiles_where_these_serve(
+    extension, monkeypatch, kernel, algorithm
+) -> None:
+    if not {"avx512", "avx512_bf16"} & set(extension.module.levels()):
+        pytest.skip("the table of what wins speaks of AVX-512")
+    taken = []
+
+    def launched(*args, algorithm="direct", **rest):
+        taken.append(algorithm)
+        return native_kernels_fprop(*args, algorithm=algorithm, **rest)
+
+    native_kernels_fprop = native_kernels.fprop
+    monkeypatch.setattr(native_kernels, "fprop", launched)
+    x, weight = drawn(2, 64, 8, 8), drawn(128, 64, *kernel)
+    with native.forced_level("avx512"), ops.backend("cpu"):
+        y = ops.conv2d(x, weight, None, 2, 1)
+    assert taken == ([] if algorithm is None else [algorithm])
+    torch.testing.assert_close(y, F.conv2d(x, weight, None, 2, 1), rtol=1e-4, atol=1e-3)
+
+
 def test_contiguous_inputs_are_left_to_torch(extension) -> None:
     x, weight = torch.randn(2, 256, 8, 8).bfloat16(), torch.randn(512, 256, 4, 4).bfloat16()
     rejected = dict(ops.explain_call("conv2d", x, weight, None, 2, 1).rejected)
