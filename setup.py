@@ -18,10 +18,18 @@ from setuptools import Distribution, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MODE = os.environ.get("FASTGAN_NATIVE", "").strip().lower() or "auto"
-CUDA = os.environ.get("FASTGAN_BUILD_CUDA", "").strip().lower() or "auto"
-if CUDA not in ("auto", "on", "off"):
-    raise SystemExit(f"FASTGAN_BUILD_CUDA={CUDA!r} is not known; allowed: auto, on, off")
+
+
+def chosen(name, *allowed):
+    """Return what an environment variable says, the first of `allowed` if it is not set."""
+    value = os.environ.get(name, "").strip().lower() or allowed[0]
+    if value not in allowed:
+        raise SystemExit(f"{name}={value!r} is not known; allowed: {', '.join(allowed)}")
+    return value
+
+
+MODE = chosen("FASTGAN_NATIVE", "auto", "off", "require")
+CUDA = chosen("FASTGAN_BUILD_CUDA", "auto", "on", "off")
 
 
 def go_without(kernels, reason):

@@ -180,10 +180,14 @@ def test_required_kernels_that_fail_stop_the_installation(tree: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("FASTGAN_NATIVE=require: nvcc failed (2): ")
 
 
-def test_an_unknown_choice_names_what_is_allowed(tree: Path) -> None:
-    done = build(tree, "build_wheel", FASTGAN_BUILD_CUDA="perhaps")
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("FASTGAN_BUILD_CUDA", "auto, on, off"), ("FASTGAN_NATIVE", "auto, off, require")],
+)
+def test_an_unknown_choice_names_what_is_allowed(tree: Path, name: str, allowed: str) -> None:
+    done = build(tree, "build_wheel", **{name: "perhaps"})
     assert done.returncode == 1
-    assert "FASTGAN_BUILD_CUDA='perhaps' is not known; allowed: auto, on, off" in done.stdout
+    assert f"{name}='perhaps' is not known; allowed: {allowed}" in done.stdout
 
 
 def test_a_source_archive_carries_what_a_build_needs(tree: Path) -> None:
