@@ -20,10 +20,30 @@ from collections.abc import Mapping
 
 import torch
 from tolerances import accumulation, epsilon
-from torch import Tensor
+from torch import Tensor, nn
 
 DEPTH = 10  # operators in a row in SharedNorm and the residual discriminator
 LENGTH = 4 * 16 * 16  # the images and pixels that a weight gradient sums over
+
+
+def train_step(network: nn.Module, arguments: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """One forward and backward pass: everything that it computes, by name."""
+    inputs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in arguments]
+    network.zero_grad()
+    output = network(*inputs)
+    (
+        output * torch.linspace(-1, 1, output.numel(), device=output.device).view_as(output)
+    ).sum().backward()
+    found = {"output": output.detach()}
+    found |= {f"input {i}": x.grad for i, x in enumerate(inputs) if x.requires_grad}
+    found |= {f"grad {n}": p.grad for n, p in network.named_parameters() if p.grad is not None}
+    found |= {f"buffer {n}": b.clone() for n, b in network.named_buffers()}
+    return found
+
+
+def classes(network: nn.Module) -> list[tuple[str, type]]:
+    """Every module's name and type."""
+    return [(name, type(module)) for name, module in network.named_modules()]
 
 
 def assert_same(
