@@ -22,6 +22,7 @@ from fastgan.kernels.batch_norm_act_statistics import (
     BLOCK_S,
     TABLES,
     parameters,
+    range_of,
     resident_tile,
     sum_group,
 )
@@ -137,10 +138,7 @@ def partial_gradients_kernel(
             dx needs the sums first.
     """
     program = tl.program_id(0)
-    slot = program // column_blocks
-    group = (slot // splits).to(tl.int64)
-    start = (slot % splits).to(tl.int64) * rows_per_split
-    length = tl.minimum(rows - start, rows_per_split).to(tl.int32)
+    slot, group, start, length = range_of(program, rows, splits, rows_per_split, column_blocks)
     column = (program % column_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = tl.arange(0, BLOCK_R)
     channel = column % channels if FOLD > 1 else column
@@ -220,10 +218,7 @@ def input_gradient_kernel(
         BLOCK_S: partial results added at a time.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    slot = program // column_blocks
-    group = (slot // splits).to(tl.int64)
-    start = (slot % splits).to(tl.int64) * rows_per_split
-    length = tl.minimum(rows - start, rows_per_split).to(tl.int32)
+    slot, group, start, length = range_of(program, rows, splits, rows_per_split, column_blocks)
     column = (program % column_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = tl.arange(0, BLOCK_R)
     channel = column % channels if FOLD > 1 else column
@@ -297,11 +292,11 @@ def backward(
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     table = TABLES[architecture_of(x.device)]
-    tile = resident_tile(table.resident_backward[x.element_size()], rows)
+    tile = None  # with constant statistics the streaming kernel makes dx in its first pass
+    if training:
+        tile = resident_tile(table.resident_backward[x.element_size()], rows, variant)
     with torch.cuda.device_of(x):
-        if training and (variant == "resident" or (variant is None and tile is not None)):
-            if tile is None:
-                raise ValueError(f"variant='resident' cannot hold a group of {rows} rows")
+        if tile is not None:
             backward_resident_kernel[(triton.cdiv(channels, tile.columns),)](
                 grad_y, x, mean, invstd, weight, bias, grad_x, grad_weight, grad_bias,
                 rows, channels, groups, float(negative_slope),

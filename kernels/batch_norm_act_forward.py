@@ -22,7 +22,9 @@ from fastgan.kernels.batch_norm_act_statistics import (
     TABLES,
     merge_group,
     merge_rows,
+    origin_of,
     parameters,
+    range_of,
     resident_tile,
 )
 from fastgan.kernels.channels_last import Cut, cut, matrix_shape
@@ -139,18 +141,14 @@ def partial_statistics_kernel(
         rows, rows_per_split: (folded) rows of a group and of a range.
     """
     program = tl.program_id(0)
-    slot = program // column_blocks
-    group = (slot // splits).to(tl.int64)
-    start = (slot % splits).to(tl.int64) * rows_per_split
-    length = tl.minimum(rows - start, rows_per_split).to(tl.int32)
+    slot, group, start, length = range_of(program, rows, splits, rows_per_split, column_blocks)
     column = (program % column_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = tl.arange(0, BLOCK_R)
     offset = (group * rows + start) * columns
     within = row[:, None] * columns + column[None, :]
 
     channel = column % channels if FOLD > 1 else column
-    first_row = x + group * rows * columns
-    origin = tl.load(first_row + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    origin = origin_of(x, group, rows, columns, channel, channels)
     mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     m2 = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     seen = 0.0
@@ -224,11 +222,7 @@ def normalise_kernel(
         BLOCK_S: partial results merged at a time.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    slot = program // column_blocks
-    group = (slot // splits).to(tl.int64)
-    split = slot % splits
-    start = split.to(tl.int64) * rows_per_split
-    length = tl.minimum(rows - start, rows_per_split).to(tl.int32)
+    slot, group, start, length = range_of(program, rows, splits, rows_per_split, column_blocks)
     column = (program % column_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = tl.arange(0, BLOCK_R)
     channel = column % channels if FOLD > 1 else column
@@ -237,10 +231,9 @@ def normalise_kernel(
         count, centre, m2 = merge_group(
             partials, group, groups, splits, rows, rows_per_split, channel, channels, FOLD, BLOCK_S
         )
-        first_row = x + group * rows * columns
-        centre += tl.load(first_row + channel, mask=channel < channels, other=0.0).to(tl.float32)
+        centre += origin_of(x, group, rows, columns, channel, channels)
         inverse = 1.0 / tl.sqrt(m2 / count + eps)
-        if split == 0:
+        if slot % splits == 0:
             # Of FOLD equal copies of a channel the first writes.
             statistic = group * channels + column
             tl.store(mean + statistic, centre, mask=column < channels)
@@ -251,9 +244,7 @@ def normalise_kernel(
                     partials, each, groups, splits, rows, rows_per_split, channel, channels,
                     FOLD, BLOCK_S,
                 )  # fmt: skip
-                first_row = x + tl.cast(each, tl.int64) * rows * columns
-                origin = tl.load(first_row + column, mask=column < channels, other=0.0)
-                fresh += origin.to(tl.float32)
+                fresh += origin_of(x, each, rows, columns, column, channels)
                 if running_mean is not None:
                     _advance(running_mean, fresh, column, channels, momentum)
                 if running_var is not None:
@@ -317,11 +308,9 @@ def forward_training(
     if x.numel() == 0:
         return y, mean.zero_(), invstd.zero_()
     table = TABLES[architecture_of(x.device)]
-    tile = resident_tile(table.resident_forward[x.element_size()], rows)
+    tile = resident_tile(table.resident_forward[x.element_size()], rows, variant)
     with torch.cuda.device_of(x):
-        if variant == "resident" or (variant is None and tile is not None):
-            if tile is None:
-                raise ValueError(f"variant='resident' cannot hold a group of {rows} rows")
+        if tile is not None:
             forward_resident_kernel[(triton.cdiv(channels, tile.columns),)](
                 x, y, mean, invstd, running_mean, running_var, weight, bias,
                 rows, channels, stat_groups, float(momentum), float(eps), float(negative_slope),

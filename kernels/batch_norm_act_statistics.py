@@ -61,9 +61,35 @@ TABLES: dict[str, Table] = {
 }
 
 
-def resident_tile(tiles: tuple[Tile, ...], rows: int) -> Tile | None:
-    """The smallest tile that holds a group of `rows` rows, None if none does."""
-    return next((tile for tile in tiles if rows <= tile.rows), None)
+def resident_tile(tiles: tuple[Tile, ...], rows: int, variant: str | None = None) -> Tile | None:
+    """The smallest tile that holds a group of `rows` rows; None where two passes are to be made.
+
+    Args:
+        tiles: of the one-pass kernel, by rising height.
+        rows: of a group.
+        variant: "resident" or "two_pass" instead of the table's choice.
+
+    Raises:
+        ValueError: a resident kernel is wanted for a group that fits no tile.
+    """
+    tile = next((tile for tile in tiles if rows <= tile.rows), None)
+    if variant == "resident" and tile is None:
+        raise ValueError(f"variant='resident' cannot hold a group of {rows} rows")
+    return None if variant == "two_pass" else tile
+
+
+@triton.jit
+def range_of(program, rows, splits, rows_per_split, column_blocks):
+    """The range of rows that a program of a two-pass kernel works on (see channels_last).
+
+    Returns:
+        (slot, group, start, length): which range of all groups' it is, its group (int64), and its
+        first row in the group (int64) and number of rows.
+    """
+    slot = program // column_blocks
+    group = (slot // splits).to(tl.int64)
+    start = (slot % splits).to(tl.int64) * rows_per_split
+    return slot, group, start, tl.minimum(rows - start, rows_per_split).to(tl.int32)
 
 
 @triton.jit
@@ -76,6 +102,16 @@ def parameters(weight, bias, channel, channels):
     if bias is not None:
         shift = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
     return scale, shift
+
+
+@triton.jit
+def origin_of(x, group, rows, columns, channel, channels):
+    """The first value of a block of channels in a group, float32; partial means are relative to it.
+
+    A mean that is large against the spread then costs no digits.
+    """
+    first_row = x + tl.cast(group, tl.int64) * rows * columns
+    return tl.load(first_row + channel, mask=channel < channels, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -212,7 +212,7 @@ def launch_dgrad(
         columns=g.big_channels,
         depth=g.small_channels,
         taps=tuple(taps for _, taps in phases),
-        reuse=g.kernel_h * g.kernel_w / (g.stride_h * g.stride_w),
+        reuse=g.reuse,
         wide=wide_index(big, weight, small),
         aligned=min(vector(g.big_channels, big), vector(g.small_channels, big)) > 1,
     )
@@ -224,13 +224,11 @@ def launch_dgrad(
             small, weight, bias, big,
             g.batch, g.big_channels, g.small_channels,
             g.pad_h, g.pad_w, negative_slope,
-            H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
-            KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w, STRIDE_H=g.stride_h, STRIDE_W=g.stride_w,
+            **g.constants, STRIDE_H=g.stride_h, STRIDE_W=g.stride_w,
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
             EVEN_B=g.big_channels % c.columns == 0, EVEN_S=g.small_channels % c.depth == 0,
             ACTIVATION=activation, PRECISION=numerics, WIDE=problem.wide,
-            BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
-            num_warps=c.warps, num_stages=c.stages,
+            **c.options,
         )  # fmt: skip
 
     with device_guard(small):

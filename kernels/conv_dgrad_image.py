@@ -251,8 +251,7 @@ def launch_dgrad_image(
             NEIGHBOURS_H=neighbours_h, RUN=run_length,
             S_VECTOR=vector(g.small_channels, small), EVEN_S=g.small_channels % t.depth == 0,
             ACTIVATION=activation, PRECISION=numerics, WIDE=problem.wide,
-            BLOCK_M=t.rows, BLOCK_N=t.columns, BLOCK_K=t.depth,
-            num_warps=t.warps, num_stages=t.stages, **shape,
+            **t.options, **shape,
         )  # fmt: skip
 
     with device_guard(small):

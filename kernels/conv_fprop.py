@@ -158,7 +158,7 @@ def launch_fprop(
         columns=g.small_channels,
         depth=g.big_channels,
         taps=(g.kernel_h * g.kernel_w,),
-        reuse=g.kernel_h * g.kernel_w / (g.stride_h * g.stride_w),
+        reuse=g.reuse,
         wide=wide_index(big, weight, small),
         aligned=vector(g.big_channels, big) > 1,
     )
@@ -169,14 +169,12 @@ def launch_fprop(
             big, weight, bias, small, pixels,
             g.big_channels, g.small_channels,
             g.stride_h, g.stride_w, g.pad_h, g.pad_w, negative_slope,
-            H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
-            KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w,
+            **g.constants,
             B_VECTOR=vector(g.big_channels, big), S_VECTOR=vector(g.small_channels, big),
             EVEN_B=g.big_channels % c.depth == 0, EVEN_S=g.small_channels % c.columns == 0,
             ACTIVATION=activation, PRECISION=numerics,
             WIDE=problem.wide,
-            BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
-            num_warps=c.warps, num_stages=c.stages,
+            **c.options,
         )  # fmt: skip
 
     with device_guard(big):

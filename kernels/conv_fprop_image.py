@@ -203,8 +203,7 @@ def _launch(
             H=image_h, W=image_w, OH=output_h, OW=output_w,
             KERNEL_H=kernel_h, KERNEL_W=kernel_w, CHANNELS=channels,
             F_VECTOR=vector(features, image), PRECISION=numerics, WIDE=problem.wide,
-            BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
-            num_warps=c.warps, num_stages=c.stages, **settings,
+            **c.options, **settings,
         )  # fmt: skip
 
     with device_guard(image):

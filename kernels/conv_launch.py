@@ -53,6 +53,23 @@ class Geometry:
         return self.batch, self.small_channels, self.small_h, self.small_w
 
     @property
+    def constants(self) -> dict[str, int]:
+        """The sizes that a kernel is specialized on."""
+        return {
+            "H": self.big_h,
+            "W": self.big_w,
+            "OH": self.small_h,
+            "OW": self.small_w,
+            "KERNEL_H": self.kernel_h,
+            "KERNEL_W": self.kernel_w,
+        }
+
+    @property
+    def reuse(self) -> float:
+        """How often the taps of a kernel read the same pixel of the big side."""
+        return self.kernel_h * self.kernel_w / (self.stride_h * self.stride_w)
+
+    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """[S, B, kh, kw]."""
         return self.small_channels, self.big_channels, self.kernel_h, self.kernel_w

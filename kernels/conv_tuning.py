@@ -52,6 +52,17 @@ class Configuration:
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What every kernel is launched with for this tile."""
+        return {
+            "BLOCK_M": self.rows,
+            "BLOCK_N": self.columns,
+            "BLOCK_K": self.depth,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
     def shared_memory(self, element_size: int) -> int:
         """Bytes of shared memory that the pipelined operand tiles occupy at most."""
         return self.stages * (self.rows + self.columns) * self.depth * element_size

@@ -214,12 +214,10 @@ def launch_wgrad(
         wgrad_kernel[tiles, splits](
             big, small, target, pixels, share,
             g.big_channels, g.small_channels, g.stride_h, g.stride_w, g.pad_h, g.pad_w,
-            H=g.big_h, W=g.big_w, OH=g.small_h, OW=g.small_w,
-            KERNEL_H=g.kernel_h, KERNEL_W=g.kernel_w,
+            **g.constants,
             B_VECTOR=vectors[0], S_VECTOR=vectors[1],
             SWAP=swap, PRECISION=numerics, WIDE=problem.wide,
-            BLOCK_M=c.rows, BLOCK_N=c.columns, BLOCK_K=c.depth,
-            num_warps=c.warps, num_stages=c.stages,
+            **c.options,
         )  # fmt: skip
         if splits > 1:
             block_splits, block = reduce_block(splits)
