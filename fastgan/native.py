@@ -44,8 +44,6 @@ except ImportError:  # native kernels are built on Linux only
 MODES = ("auto", "off", "require")
 #: Seconds that a process waits for another one's build before it goes on without.
 LOCK_PATIENCE = {"auto": 60.0, "require": native_build.BUILD_LIMIT}
-#: Seconds for which a failed build is not tried again by itself.
-FAILURE_MEMORY = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def extension(*, build: bool = True) -> Extension | None:
         try:
             found = _find() or (_build_once() if build else None)
             if found is None:
-                _reason = "not built yet (`fastgan doctor --build` compiles it)"
+                _reason = _last_failure() or "not built yet (`fastgan doctor --build` compiles it)"
                 return None
             _extension, _reason = found, None
         except NativeBuildError as error:
@@ -300,8 +298,9 @@ def _build_once(*, forget_failure: bool = False) -> Extension:
         with exclusive(root / f"{key}.lock", "native CPU"):
             if native_build.check_library(root / key, key) is None:
                 return _load(root / key, "cache")
-            if not forget_failure:
-                raise_remembered(failure, native_build.find_compiler())
+            told = native_build.remembered_failure(failure, native_build.find_compiler())
+            if told is not None and not forget_failure:
+                raise NativeBuildError(told)
             try:
                 _compile_into(root, key)
             except NativeBuildError as error:
@@ -316,16 +315,12 @@ def _build_once(*, forget_failure: bool = False) -> Extension:
     return _load(root / key, "built")
 
 
-def raise_remembered(failure: Path, present: str | None) -> None:
-    """Raise the error of a recent build with the same sources and the compiler that is present."""
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - failure.stat().st_mtime < FAILURE_MEMORY:
-            compiler, _, message = failure.read_text().partition("\n")
-            if compiler == str(present):
-                raise NativeBuildError(
-                    f"the last build failed: {message.strip()} "
-                    "(`fastgan doctor --build` tries again)"
-                )
+def _last_failure() -> str | None:
+    sources = native_build.source_folder()
+    if sources is None:
+        return None
+    failure = cache_folder() / f"{native_build.build_key(sources)}.failed"
+    return native_build.remembered_failure(failure, native_build.find_compiler())
 
 
 def _compile_into(root: Path, key: str) -> None:

@@ -9,6 +9,7 @@ decided on the machine that runs it, so a library built on one processor serves 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ LIBRARY = f"{MODULE}.so"
 RECORD = "build.json"
 #: Seconds that all of a build may take; it takes about one core-minute.
 BUILD_LIMIT = 300.0
+#: Seconds for which a failed build is not tried again by itself.
+FAILURE_MEMORY = 24 * 3600.0
 COMPILERS = ("c++", "g++", "clang++")
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -280,4 +283,15 @@ def check_library(folder: Path, key: str, library: str = LIBRARY) -> str | None:
         return f"built for other sources, another torch or Python ({record.get('key')})"
     if record.get("sha256") != hashlib.sha256(content).hexdigest():
         return f"damaged ({len(content)} bytes of {record.get('size')})"
+    return None
+
+
+def remembered_failure(failure: Path, present: str | None) -> str | None:
+    """Return what a recent build with the same sources and the compiler `present` died of."""
+    with contextlib.suppress(OSError):
+        if time.time() - failure.stat().st_mtime < FAILURE_MEMORY:
+            compiler, _, message = failure.read_text().partition("\n")
+            if compiler == str(present):
+                again = "`fastgan doctor --build` tries again"
+                return f"the last build failed: {message.strip()} ({again})"
     return None

@@ -100,9 +100,8 @@ def usable(*, compiling: bool = True) -> str | None:
                 try:
                     found = _find()
                     if found is None and not compiling:
-                        return native_cuda_build.compiler_obstacle() or (
-                            "not compiled yet (`fastgan doctor --build` does it, or the first call)"
-                        )
+                        told = native_cuda_build.compiler_obstacle() or _last_failure()
+                        return told or "not compiled yet (`fastgan doctor --build` does it)"
                     _load(found or _build_once())
                 except NativeBuildError as error:
                     if native.mode() == "require":
@@ -233,9 +232,10 @@ def _build_once(*, forget_failure: bool = False) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with native.exclusive(root / f"{key}.lock", "CUDA"):
             if not _is_whole(root / key):
-                failure = root / f"{key}.failed"
-                if not forget_failure:
-                    native.raise_remembered(failure, native_cuda_build.find_nvcc())
+                told = _last_failure()
+                if told is not None and not forget_failure:
+                    raise NativeBuildError(told)
+                failure = _failure_file()
                 try:
                     _compile_into(root, key)
                 except NativeBuildError as error:
@@ -248,6 +248,14 @@ def _build_once(*, forget_failure: bool = False) -> Path:
             "set FASTGAN_CACHE to another folder"
         ) from error
     return root / key
+
+
+def _failure_file() -> Path:
+    return native.cache_folder() / f"{_key()}.failed"
+
+
+def _last_failure() -> str | None:
+    return native_build.remembered_failure(_failure_file(), native_cuda_build.find_nvcc())
 
 
 def _compile_into(root: Path, key: str) -> None:

@@ -200,6 +200,21 @@ def test_a_compiler_that_fails_is_told_once_and_not_run_again(tmp_path: Path) ->
     assert (tmp_path / "runs").read_text() == runs
 
 
+def test_status_tells_of_the_last_failure(tmp_path: Path, monkeypatch) -> None:
+    for name, value in (("_extension", None), ("_reason", None), ("_tried_to_build", False)):
+        monkeypatch.setattr(native, name, value)
+    monkeypatch.setattr(native, "installed_folder", lambda: tmp_path / "none")
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.delenv("FASTGAN_NATIVE", raising=False)
+    assert "not built yet" in str(native.status().reason)
+    with pytest.raises(native_build.NativeBuildError, match="false failed"):
+        native.build()
+    reason = str(native.status().reason)
+    assert reason.startswith("the last build failed: false failed")
+    assert reason.endswith("(`fastgan doctor --build` tries again)")
+
+
 def test_another_compiler_is_tried_after_a_failure(
     tmp_path: Path, pretended_compiler: Path
 ) -> None:

@@ -99,9 +99,9 @@ def test_another_process_tries_again_when_it_is_told_to(
         capsys.readouterr().err
     )
     forget(monkeypatch)
-    assert native_cuda.usable() == (
-        f"the last build failed: {pretence.error} (`fastgan doctor --build` tries again)"
-    )
+    told = f"the last build failed: {pretence.error} (`fastgan doctor --build` tries again)"
+    assert native_cuda.status().reason == told
+    assert native_cuda.usable() == told
     assert pretence.compiled == 1
     pretence.error = None
     native_cuda.build()
