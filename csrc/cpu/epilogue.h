@@ -23,6 +23,12 @@ struct Cut {
   FASTGAN_SHARED float* partial(int64_t task) const {
     return partials ? partials + task * kPartialRows * kBlock : nullptr;
   }
+
+  // Where chunks are of kPixels: the pixels of a task, none in a chunk that its phase lacks.
+  FASTGAN_SHARED Pixels pixels(const Product& product, const Phase& phase, int64_t task) const {
+    const int64_t images = product.batch / groups, first = task % chunks * kPixels;
+    return Pixels(phase, first, images, group(task) * images);
+  }
 };
 
 // The cut of a product into `chunks` a phase and slice; slices are one where nothing depends on them.
@@ -106,12 +112,10 @@ FASTGAN_SHARED int64_t vectors_of(int64_t channels) {
 template <class Add>
 FASTGAN_SHARED void run_task(const Product& product, const Cut& cut, const Phase& phase,
                              int64_t task, const Add& add) {
-  const int64_t images = product.batch / cut.groups;
-  const int64_t first = task % cut.chunks * kPixels;
-  if (first >= images * phase.grid_height * phase.grid_width) return;
+  const Pixels pixels = cut.pixels(product, phase, task);
+  if (pixels.count <= 0) return;
   const int64_t channel = task / cut.tasks() * kBlock;
   const int64_t channels = channel + kBlock <= product.outputs ? kBlock : product.outputs - channel;
-  const Pixels pixels(phase, first, images, cut.group(task) * images);
   alignas(64) float sums[kPixels * kBlock];
   add(pixels, vectors_of(channels), sums);
   float seen = 0.0f;

@@ -80,6 +80,7 @@ struct Pixels {
   FASTGAN_SHARED Pixels(const Phase& phase, int64_t first, int64_t batch, int64_t origin = 0) {
     const int64_t places = phase.grid_height * phase.grid_width, all = batch * places;
     count = first + kPixels <= all ? kPixels : all - first;
+    if (count <= 0) return;
     int64_t first_image = first / (kRows * places) * kRows;
     int64_t images = first_image + kRows <= batch ? kRows : batch - first_image;
     int64_t rest = first - first_image * places, place = rest / images, n = rest % images;

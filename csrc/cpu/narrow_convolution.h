@@ -70,9 +70,10 @@ const Step* pack_narrow(const typename ElementOf<Step>::type* weight, const Weig
 }
 
 // Bias, activation and rounding of a task's sums [pixels][outputs], all lanes in use; then each
-// pixel's few channels go to their place.
+// pixel's few channels go to their place, and into the statistics if there is a partial for them.
 template <int outputs, class T, Activation activation>
-void store_narrow(const Product& product, const Phase& phase, const Pixels& pixels, float* sums) {
+void store_narrow(const Product& product, const Phase& phase, const Pixels& pixels, float* sums,
+                  float* partial) {
   const Convolution& call = *product.call;
   alignas(64) T rounded[kPixels * outputs + kLanes];
   if (call.bias) {
@@ -92,14 +93,15 @@ void store_narrow(const Product& product, const Phase& phase, const Pixels& pixe
     memcpy(result + (row * product.output_width + x) * outputs, rounded + pixel * outputs,
            outputs * sizeof(T));
   }
+  float seen = 0.0f;
+  if (partial) add_to_partial(rounded, pixels.count, outputs, outputs, kBlock, seen, partial);
 }
 
 template <int outputs, class Step>
-void run_narrow_task(const Product& product, const Phase& phase, int64_t chunk, const Step* input,
-                     const Step* zeros, const Step* packed, int64_t all_taps) {
-  const int64_t all = product.batch * phase.grid_height * phase.grid_width;
-  if (chunk * kPixels >= all) return;
-  const Pixels pixels(phase, chunk * kPixels, product.batch);
+void run_narrow_task(const Product& product, const Cut& cut, int64_t task, const Phase& phase,
+                     const Step* input, const Step* zeros, const Step* packed, int64_t all_taps) {
+  const Pixels pixels = cut.pixels(product, phase, task);
+  if (pixels.count <= 0) return;
   const int64_t steps = steps_of<Step>(product.inputs), taps = phase.taps_y * phase.taps_x;
   auto* stretches = static_cast<Stretch<Step>*>(
       scratch(Scratch::task, all_taps * (sizeof(Stretch<Step>) + kPixels * sizeof(Step*))));
@@ -124,7 +126,7 @@ void run_narrow_task(const Product& product, const Phase& phase, int64_t chunk, 
   with_type(product.call->type, [&](auto element) {
     with_activation(product.call->activation, [&](auto activation) {
       store_narrow<outputs, typename decltype(element)::type, decltype(activation)::value>(
-          product, phase, pixels, sums);
+          product, phase, pixels, sums, cut.partial(task));
     });
   });
 }
@@ -136,8 +138,8 @@ void run_narrow(const Product& product, const Cut& cut, const PhaseOf& phase_of,
   parallel_for(cut.tasks(), [&](int64_t task) {
     const Phase phase = phase_of(cut.phase(task));
     auto run = [&](auto outputs) {
-      run_narrow_task<decltype(outputs)::value>(product, phase, task % cut.chunks, input, zeros,
-                                                packed, taps);
+      run_narrow_task<decltype(outputs)::value>(product, cut, task, phase, input, zeros, packed,
+                                                taps);
     };
     switch (product.outputs) {
       case 1:

@@ -26,13 +26,12 @@ void run_product(const Product& product, int64_t phases, const PhaseOf& phase_of
                       nullptr, 0};
     if (product.inputs >= kFewInputs && product.inputs % kElements<Step> == 0) {
       order.offsets = weight_offsets(product, nullptr, tap_stride, input_stride);
-      // No batch norm follows an image: its statistics, if asked for, are made the general way.
-      if (product.outputs <= kMostNarrowOutputs && fills_vectors<Step>(product.inputs) &&
-          !call.mean) {
+      if (product.outputs <= kMostNarrowOutputs && fills_vectors<Step>(product.inputs)) {
         const Step* packed = pack_narrow<Step>(weight, order);
-        return run_narrow<Step>(product, cut, phase_of, steps, packed, taps);
+        run_narrow<Step>(product, cut, phase_of, steps, packed, taps);
+      } else {
+        run_taps<Step>(product, cut, phase_of, steps, pack_weight<Step>(weight, order), taps);
       }
-      run_taps<Step>(product, cut, phase_of, steps, pack_weight<Step>(weight, order), taps);
       return merge_chunks(product, cut, phase_of);
     }
     order.taps = 1;

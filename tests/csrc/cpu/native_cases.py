@@ -73,13 +73,6 @@ def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return dense(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
-def transposed(small: Tensor, weight: Tensor, case: Convolution) -> Tensor:
-    """dgrad in float64: the derivative of fprop."""
-    big = torch.zeros(case.n, case.b, *case.size, dtype=torch.float64, requires_grad=True)
-    y = F.conv2d(big, weight, None, case.stride, case.padding)
-    return torch.autograd.grad(y, big, small)[0]
-
-
 def activated(z: Tensor, activation: str) -> Tensor:
     functions = {
         "identity": lambda x: x,
