@@ -1,8 +1,10 @@
 // Batch norm and activation over [rows, channels]: two passes over memory forward, two backward.
 //
 // A task is a run of row blocks; a block is small enough to stay in the first-level cache, so that
-// its mean and its M2 are two sweeps but one read of memory (statistics.h). A convolution's epilogue
-// may have made them already: the first pass is then left out.
+// its mean and its M2 are two sweeps but one read of memory (statistics.h). A convolution's
+// epilogue may have made them already: the first pass is then left out.
+// While a block is worked on, the next one is fetched: rows are visited a few vectors at a time, a
+// pattern that processors do not foresee.
 // The activation's mask is recomputed in backward; nothing but mean and deviation is kept.
 #pragma once
 
@@ -17,12 +19,16 @@ struct RowTasks {
   int64_t rows, block_rows, blocks, count;
 
   RowTasks(int64_t all_rows, int64_t row_bytes) : rows(all_rows) {
-    constexpr int64_t kBlockBytes = 16384, kMostTasks = 32;
+    // A task costs a partial for every channel, which one thread merges: few for small tensors.
+    constexpr int64_t kBlockBytes = 16384, kTaskBytes = 262144, kMostTasks = 32;
     block_rows = kBlockBytes / row_bytes;
     if (block_rows < 8) block_rows = 8;
     if (block_rows > 2048) block_rows = 2048;
     blocks = (rows + block_rows - 1) / block_rows;
-    count = blocks < kMostTasks ? blocks : kMostTasks;
+    count = rows * row_bytes / kTaskBytes;
+    if (count < 1) count = 1;
+    if (count > kMostTasks) count = kMostTasks;
+    if (count > blocks) count = blocks;
   }
 
   FASTGAN_SHARED int64_t first_row(int64_t task) const {
@@ -89,8 +95,8 @@ void statistics(const BatchNormForward& call, const RowTasks& tasks) {
     const T* x = static_cast<const T*>(call.x) + index / tasks.count * call.rows * call.channels;
     float seen = 0.0f;
     tasks.for_blocks(index % tasks.count, [&](int64_t first, int64_t rows) {
-      add_to_partial(x + first * call.channels, rows, call.channels, call.channels, width, seen,
-                     partials + index * stride);
+      add_to_partial<true>(x + first * call.channels, rows, call.channels, call.channels, width,
+                           seen, partials + index * stride);
     });
   });
   for (int64_t group = 0; group < call.groups; ++group) {
@@ -141,10 +147,12 @@ void apply_forward(const BatchNormForward& call, const RowTasks& tasks) {
                                             at(call.weight, channel), at(call.bias, channel),
                                             width);
         const int64_t offset = origin + first * call.channels + channel;
+        const int64_t ahead = tasks.block_rows * call.channels;  // the same place in the next block
         const T* x = static_cast<const T*>(call.x) + offset;
         T* y = static_cast<T*>(call.y) + offset;
         for (int64_t row = 0; row < rows; ++row, x += call.channels, y += call.channels) {
           FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
+            fetch(x + v * kLanes + ahead);
             const Lanes z = (load_width(x + v * kLanes, width) - p.mean[v]) * p.scale[v];
             store_width(y + v * kLanes,
                         activate<VectorMath, activation>(z + p.bias[v], call.negative_slope),
@@ -186,11 +194,14 @@ void gradient_sums(const BatchNormBackward& call, const RowTasks& tasks, float* 
                                             at(call.weight, channel), at(call.bias, channel),
                                             width);
         const int64_t offset = origin + first * call.channels + channel;
+        const int64_t ahead = tasks.block_rows * call.channels;  // the same place in the next block
         const T* x = static_cast<const T*>(call.x) + offset;
         const T* grad_y = static_cast<const T*>(call.grad_y) + offset;
         Lanes sum[kVectors] = {}, product[kVectors] = {};
         for (int64_t row = 0; row < rows; ++row, x += call.channels, grad_y += call.channels) {
           FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
+            fetch(x + v * kLanes + ahead);
+            fetch(grad_y + v * kLanes + ahead);
             const Lanes centred = load_width(x + v * kLanes, width) - p.mean[v];
             const Lanes g = activation_backward<VectorMath, activation>(
                 load_width(grad_y + v * kLanes, width), centred * p.scale[v] + p.bias[v],
@@ -207,6 +218,40 @@ void gradient_sums(const BatchNormBackward& call, const RowTasks& tasks, float* 
       });
     });
   });
+}
+
+// Adds the tasks' sums in order: the gradients of weight and bias, and what the gradient of x needs
+// of each group, the mean of g and the factor of x - mean.
+FASTGAN_SHARED void merge_sums(const BatchNormBackward& call, const RowTasks& tasks,
+                               const float* partials, float* means) {
+  const int64_t padded_channels = padded(call.channels), stride = 2 * padded_channels;
+  const double rows = static_cast<double>(call.rows);
+  auto widen = [](Lanes value) { return __builtin_convertvector(value, DoubleLanes); };
+  for (int64_t channel = 0; channel < call.channels; channel += kLanes) {
+    const int64_t left = call.channels - channel;
+    const int width = left < kLanes ? static_cast<int>(left) : kLanes;
+    DoubleLanes grad_weight = {}, grad_bias = {};
+    for (int64_t group = 0; group < call.groups; ++group) {
+      DoubleLanes sum = {}, product = {};
+      for (int64_t task = 0; task < tasks.count; ++task) {
+        const float* partial = partials + (group * tasks.count + task) * stride + channel;
+        sum += widen(load(partial));
+        product += widen(load(partial + padded_channels));
+      }
+      const DoubleLanes deviation = widen(
+          load_width(call.inverse_deviation + group * call.channels + channel, width));
+      grad_weight += product * deviation;
+      grad_bias += sum;
+      if (call.training) {
+        float* target = means + group * stride + channel;
+        store(target, __builtin_convertvector(sum / rows, Lanes));
+        store(target + padded_channels,
+              __builtin_convertvector(product * deviation * deviation / rows, Lanes));
+      }
+    }
+    store_width(call.grad_weight + channel, __builtin_convertvector(grad_weight, Lanes), width);
+    store_width(call.grad_bias + channel, __builtin_convertvector(grad_bias, Lanes), width);
+  }
 }
 
 // The gradient of x: scale * (g - mean of g - (x - mean) * factor), the last two only in training.
@@ -229,12 +274,15 @@ void apply_backward(const BatchNormBackward& call, const RowTasks& tasks, const 
           factor[v] = load(group_means + padded_channels + channel + v * kLanes);
         }
         const int64_t offset = origin + first * call.channels + channel;
+        const int64_t ahead = tasks.block_rows * call.channels;  // the same place in the next block
         const T* x = static_cast<const T*>(call.x) + offset;
         const T* grad_y = static_cast<const T*>(call.grad_y) + offset;
         T* grad_x = static_cast<T*>(call.grad_x) + offset;
         for (int64_t row = 0; row < rows; ++row) {
           FASTGAN_UNROLL for (int v = 0; v < kVectors; ++v) {
             const int64_t at_element = row * call.channels + v * kLanes;
+            fetch(x + at_element + ahead);
+            fetch(grad_y + at_element + ahead);
             const Lanes centred = load_width(x + at_element, width) - p.mean[v];
             const Lanes g = activation_backward<VectorMath, activation>(
                 load_width(grad_y + at_element, width), centred * p.scale[v] + p.bias[v],
@@ -262,28 +310,7 @@ void batch_norm_backward(const BatchNormBackward& call) {
     memset(means, 0, call.groups * stride * sizeof(float));
     with_activation(call.activation, [&](auto activation) {
       gradient_sums<T, decltype(activation)::value>(call, tasks, partials);
-      for (int64_t channel = 0; channel < call.channels; ++channel) {
-        double grad_weight = 0.0, grad_bias = 0.0;
-        for (int64_t group = 0; group < call.groups; ++group) {
-          const double deviation = call.inverse_deviation[group * call.channels + channel];
-          double sum = 0.0, product = 0.0;
-          for (int64_t task = 0; task < tasks.count; ++task) {
-            const float* partial = partials + (group * tasks.count + task) * stride + channel;
-            sum += partial[0];
-            product += partial[width];
-          }
-          grad_weight += product * deviation;
-          grad_bias += sum;
-          if (call.training) {
-            const double rows = static_cast<double>(call.rows);
-            means[group * stride + channel] = static_cast<float>(sum / rows);
-            means[group * stride + width + channel] =
-                static_cast<float>(product * deviation * deviation / rows);
-          }
-        }
-        call.grad_weight[channel] = static_cast<float>(grad_weight);
-        call.grad_bias[channel] = static_cast<float>(grad_bias);
-      }
+      merge_sums(call, tasks, partials, means);
       apply_backward<T, decltype(activation)::value>(call, tasks, means);
     });
   });

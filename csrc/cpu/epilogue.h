@@ -93,7 +93,7 @@ FASTGAN_SHARED void store_result(const Product& product, const Phase& phase, con
     using T = typename decltype(element)::type;
     if (partial) {
       store_pixels<T, Activation::identity, true>(product, phase, pixels, channel, channels, sums);
-      add_to_partial(sums, pixels.count, kBlock, channels, kBlock, *seen, partial);
+      add_to_partial<false>(sums, pixels.count, kBlock, channels, kBlock, *seen, partial);
       return;
     }
     with_activation(product.call->activation, [&](auto activation) {

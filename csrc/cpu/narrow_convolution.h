@@ -94,7 +94,7 @@ void store_narrow(const Product& product, const Phase& phase, const Pixels& pixe
            outputs * sizeof(T));
   }
   float seen = 0.0f;
-  if (partial) add_to_partial(rounded, pixels.count, outputs, outputs, kBlock, seen, partial);
+  if (partial) add_to_partial<false>(rounded, pixels.count, outputs, outputs, kBlock, seen, partial);
 }
 
 template <int outputs, class Step>

@@ -12,15 +12,19 @@ namespace fastgan::cpu::FASTGAN_LEVEL {
 
 constexpr int64_t kPartialRows = 3;  // origin, mean - origin, M2
 
+// Asks for the cache line of an address that may lie past the end of the data.
+FASTGAN_SHARED void fetch(const void* address) { __builtin_prefetch(address); }
+
 // Mean and M2 of one block of rows, merged into those of the `seen` rows before it. Means are
-// relative to `origin`.
-template <int vectors, class T, class Origin>
-FASTGAN_SHARED void merge_block(const T* x, const Origin* origin, int64_t rows, int64_t stride,
+// relative to `origin`. `ahead`: as many rows follow in memory, and are fetched meanwhile.
+template <bool ahead, int vectors, class T>
+FASTGAN_SHARED void merge_block(const T* x, const float* origin, int64_t rows, int64_t stride,
                                 int width, float seen, float* mean, float* m2) {
   Lanes start[vectors], sum[vectors] = {}, square[vectors] = {};
   FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) start[v] = load_width(origin + v * kLanes, width);
   for (int64_t row = 0; row < rows; ++row) {
     FASTGAN_UNROLL for (int v = 0; v < vectors; ++v) {
+      if constexpr (ahead) fetch(x + (row + rows) * stride + v * kLanes);
       sum[v] += load_width(x + row * stride + v * kLanes, width) - start[v];
     }
   }
@@ -44,7 +48,7 @@ FASTGAN_SHARED void merge_block(const T* x, const Origin* origin, int64_t rows, 
 
 // Merges a block of rows [rows][stride] into a task's partial of `seen` rows, which its first block
 // makes. `width` is that of the partial: channels rounded up to whole vectors, or more.
-template <class T>
+template <bool ahead, class T>
 FASTGAN_SHARED void add_to_partial(const T* x, int64_t rows, int64_t stride, int64_t channels,
                                    int64_t width, float& seen, float* partial) {
   if (seen == 0.0f) {
@@ -56,9 +60,9 @@ FASTGAN_SHARED void add_to_partial(const T* x, int64_t rows, int64_t stride, int
     });
   }
   for_channel_blocks(channels, [&](auto vectors, int64_t channel, int lanes) {
-    merge_block<decltype(vectors)::value>(x + channel, partial + channel, rows, stride, lanes, seen,
-                                          partial + width + channel,
-                                          partial + 2 * width + channel);
+    merge_block<ahead, decltype(vectors)::value>(x + channel, partial + channel, rows, stride,
+                                                 lanes, seen, partial + width + channel,
+                                                 partial + 2 * width + channel);
   });
   seen += static_cast<float>(rows);
 }

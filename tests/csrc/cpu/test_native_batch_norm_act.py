@@ -27,21 +27,10 @@ from fastgan import native_kernels
 EPS, MOMENTUM = 1e-5, 0.1
 
 
-@settings(max_examples=500)
-@given(
-    groups=st.integers(1, 3),
-    images=st.integers(1, 4),
-    c=channels,
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    dtype=st.sampled_from(DTYPES),
-    activation=st.sampled_from(ACTIVATIONS),
-    training=st.booleans(),
-    affine=st.booleans(),
-    offset=st.sampled_from([0.0, 0.5, -30.0]),
-)
-def test_batch_norm_act_is_exact_up_to_rounding(
-    level, groups, images, c, size, dtype, activation, training, affine, offset
+def check_batch_norm_act(
+    groups, images, c, size, dtype, activation, training, affine, offset
 ) -> None:
+    """Forward and backward, and the running statistics, against float64."""
     if images * size[0] * size[1] < 2:
         images = 2
     n = images * groups
@@ -143,6 +132,32 @@ def test_batch_norm_act_is_exact_up_to_rounding(
     bias_bound = (g_bound + steps * U * g.abs()).sum(over_all)
     assert_within("grad_bias", grad_bias, exact_bias, bias_bound + 1e-30)
     assert_within("grad_weight", grad_weight, exact_weight, product_bound.sum(over_all) + 1e-30)
+
+
+@settings(max_examples=500)
+@given(
+    groups=st.integers(1, 3),
+    images=st.integers(1, 4),
+    c=channels,
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from(DTYPES),
+    activation=st.sampled_from(ACTIVATIONS),
+    training=st.booleans(),
+    affine=st.booleans(),
+    offset=st.sampled_from([0.0, 0.5, -30.0]),
+)
+def test_batch_norm_act_is_exact_up_to_rounding(
+    level, groups, images, c, size, dtype, activation, training, affine, offset
+) -> None:
+    check_batch_norm_act(groups, images, c, size, dtype, activation, training, affine, offset)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [16, 130])
+def test_large_tensors_are_cut_into_tasks_that_add_up(level, channels, dtype) -> None:
+    """Tasks are of 256 KB: several a group, whose partial results are merged."""
+    images = 3_000_000 // (2 * channels * 16 * 17 * dtype.itemsize)
+    check_batch_norm_act(2, images, channels, (16, 17), dtype, "leaky_relu", True, True, -30.0)
 
 
 @settings(max_examples=500)

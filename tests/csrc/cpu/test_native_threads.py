@@ -62,7 +62,8 @@ def winograd_convolutions(dtype: torch.dtype) -> list[Tensor]:
 
 
 def batch_norms(dtype: torch.dtype) -> list[Tensor]:
-    x, grad_y = normal((12, 66, 9, 9), dtype, 1), normal((12, 66, 9, 9), dtype, 2)
+    shape = (40, 66, 20, 21)  # several tasks in each of two groups
+    x, grad_y = normal(shape, dtype, 1), normal(shape, dtype, 2)
     running = [torch.zeros(66), torch.ones(66)]
     epilogue = {"activation": "leaky_relu", "negative_slope": 0.2, "stat_groups": 2}
     y, mean, invstd = native_kernels.forward_training(
