@@ -133,7 +133,9 @@ def batch_norm_act(
         raise ValueError(
             f"stat_groups={stat_groups} must be at least 1 and divide the batch of {x.shape[0]}"
         )
-    implementation = choice(x, running_mean, running_var, weight, bias).chosen
+    implementation = choice(
+        x, running_mean, running_var, weight, bias, training, activation=activation
+    ).chosen
     if implementation == "reference" or not _valid(
         x, (running_mean, running_var, weight, bias), training, stat_groups
     ):
@@ -155,6 +157,10 @@ def choice(
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "identity",
     *arguments: Any,
     **keywords: Any,
 ) -> Choice:
@@ -166,7 +172,10 @@ def choice(
         x.dtype,
         x.dim(),
         x.numel(),
+        x.shape[1] if x.dim() > 1 else 0,
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
+        training,
+        activation,
         (
             None if running_mean is None else running_mean.dtype,
             None if running_var is None else running_var.dtype,

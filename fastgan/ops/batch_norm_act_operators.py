@@ -31,7 +31,10 @@ class Call(NamedTuple):
     dtype: torch.dtype
     dimensions: int
     elements: int
+    channels: int
     channels_last: bool
+    training: bool
+    activation: str
     #: dtypes of running_mean, running_var, weight and bias.
     parameters: tuple[torch.dtype | None, ...]
 

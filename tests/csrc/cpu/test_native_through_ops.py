@@ -47,6 +47,33 @@ def test_float32_layers_take_winograds_tiles_where_these_serve(
     torch.testing.assert_close(y, F.conv2d(x, weight, None, 2, 1), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "training", "activation", "wins"),
+    [
+        ((64, 512, 4, 4), torch.bfloat16, True, "leaky_relu", True),
+        ((64, 512, 4, 4), torch.float32, True, "relu", True),
+        ((64, 72, 15, 15), torch.float32, True, "identity", True),
+        ((64, 256, 8, 8), torch.bfloat16, True, "identity", True),
+        ((64, 256, 8, 8), torch.float32, True, "identity", False),
+        ((4, 256, 8, 8), torch.bfloat16, True, "relu", False),
+        ((16, 1024, 4, 4), torch.float32, True, "relu", False),
+        ((64, 256, 8, 8), torch.bfloat16, False, "relu", True),
+        ((64, 512, 4, 4), torch.float32, False, "relu", False),
+        ((64, 256, 8, 8), torch.bfloat16, False, "identity", False),
+    ],
+    ids=str,
+)
+def test_batch_norms_are_chosen_where_they_were_measured_to_win(
+    extension, shape, dtype, training, activation, wins
+) -> None:
+    x, running = dense(torch.zeros(shape, dtype=dtype)), torch.ones(shape[1])
+    choice = ops.explain_call(
+        "batch_norm_act", x, running, running, training=training, activation=activation
+    )
+    vectors = extension.module.levels()[0] != "portable"
+    assert choice.chosen == ("cpu" if wins and vectors else "reference")
+
+
 def test_contiguous_inputs_are_left_to_torch(extension) -> None:
     x, weight = torch.randn(2, 256, 8, 8).bfloat16(), torch.randn(512, 256, 4, 4).bfloat16()
     rejected = dict(ops.explain_call("conv2d", x, weight, None, 2, 1).rejected)
