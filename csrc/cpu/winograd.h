@@ -61,21 +61,6 @@ FASTGAN_SHARED void for_lanes(int64_t channels, const Visit& visit) {
   if (channel < channels) visit(channel, static_cast<int>(channels - channel));
 }
 
-// The nine factors of 2x2 taps: (-g0, g0 + g1, g1) along either axis.
-FASTGAN_SHARED void tap_factors(const Lanes (&taps)[2][2], Lanes (&factors)[kFactors]) {
-  Lanes rows[3][2];
-  FASTGAN_UNROLL for (int x = 0; x < 2; ++x) {
-    rows[0][x] = -taps[0][x];
-    rows[1][x] = taps[0][x] + taps[1][x];
-    rows[2][x] = taps[1][x];
-  }
-  FASTGAN_UNROLL for (int y = 0; y < 3; ++y) {
-    factors[3 * y] = -rows[y][0];
-    factors[3 * y + 1] = rows[y][0] + rows[y][1];
-    factors[3 * y + 2] = rows[y][1];
-  }
-}
-
 // The four sums of a tile from its nine products: (m0 + m1, m1 + m2) along either axis.
 FASTGAN_SHARED void tile_sums(const Lanes (&products)[kFactors], Lanes (&sums)[2][2]) {
   Lanes rows[2][3];

@@ -11,7 +11,7 @@
 // The chunk is small enough for differences and products to stay in the second-level cache.
 #pragma once
 
-#include "winograd.h"
+#include "winograd_weight.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
@@ -85,7 +85,9 @@ struct Chunks {
   int64_t down, across, count, parts;
 
   FASTGAN_SHARED Chunks(const TileProduct& tiles, int64_t tasks_of_chunk) {
-    const int64_t bytes = tiles.views * 12 * padded(tiles.product.inputs) * sizeof(float);
+    // 3 differences at each of a tile's 4 positions, or those alone that its 9 factors read.
+    const int64_t vectors = tiles.phases > 1 ? 12 : tiles.views * 8;
+    const int64_t bytes = vectors * padded(tiles.product.inputs) * sizeof(float);
     int64_t most = kDifferenceBytes / bytes;
     most = most < 4 * kRows ? 4 * kRows : most > kMostTiles ? kMostTiles : most;
     auto even = [](int64_t all, int64_t wanted) {
@@ -94,9 +96,13 @@ struct Chunks {
     columns = tiles.tiles_x <= most ? tiles.tiles_x : even(tiles.tiles_x, most);
     rows = tiles.tiles_y * columns <= most ? tiles.tiles_y
                                            : even(tiles.tiles_y, most / columns);
-    images = most / (rows * columns);
-    const bool whole = columns == tiles.tiles_x && rows == tiles.tiles_y;
-    images = !whole ? 1 : even(tiles.product.batch, images);
+    images = 1;
+    if (columns == tiles.tiles_x && rows == tiles.tiles_y) {
+      auto slots = [&](int64_t n) { return round_up_quotient(n * rows * columns, kRows); };
+      for (int64_t n = 2; n * rows * columns <= most && n <= tiles.product.batch; ++n) {
+        if (n * slots(images) >= images * slots(n)) images = n;  // fills groups of kRows as well
+      }
+    }
     down = round_up_quotient(tiles.tiles_y, rows);
     across = round_up_quotient(tiles.tiles_x, columns);
     count = round_up_quotient(tiles.product.batch, images) * down * across;
@@ -367,78 +373,6 @@ FASTGAN_SHARED void run_tile_chunks(const TileProduct& tiles, const float* packe
   parallel_for(chunks.count * chunks.parts, [&](int64_t task) {
     run_chunk(tiles, chunks, task / chunks.parts, task % chunks.parts, packed);
   });
-}
-
-// The taps of one parity, as vectors of big-side channels.
-FASTGAN_SHARED void load_taps(const Convolution& c, int64_t parity, bool reversed, int64_t small,
-                              int64_t big, int lanes, Lanes (&taps)[2][2]) {
-  for (int64_t y = 0; y < 2; ++y) {
-    for (int64_t x = 0; x < 2; ++x) {
-      const int64_t tap = (parity / 2 + 2 * y) * 4 + parity % 2 + 2 * x;
-      const auto* weight = static_cast<const float*>(c.weight);
-      taps[reversed ? 1 - y : y][reversed ? 1 - x : x] =
-          load_width(weight + (small * 16 + tap) * c.big_channels + big, lanes);
-    }
-  }
-}
-
-// fprop's factors of the weight: [block of small channels][factor][parity][big channel][kBlock].
-FASTGAN_SHARED const float* pack_fprop_factors(const Convolution& c) {
-  const int64_t blocks = round_up_quotient(c.small_channels, kBlock), steps = c.big_channels;
-  const int64_t pieces = round_up_quotient(steps, kLanes);
-  auto* packed = static_cast<float*>(
-      scratch(Scratch::weights, blocks * kFactors * 4 * steps * kBlock * sizeof(float)));
-  parallel_for(blocks * 4 * pieces, [&](int64_t task) {
-    const int64_t big = task % pieces * kLanes, parity = task / pieces % 4;
-    const int64_t block = task / pieces / 4, first = block * kBlock;
-    const int lanes = big + kLanes <= steps ? kLanes : static_cast<int>(steps - big);
-    alignas(64) float rows[kFactors][kBlock][kLanes] = {};
-    for (int64_t lane = 0; lane < kBlock && first + lane < c.small_channels; ++lane) {
-      Lanes taps[2][2], factors[kFactors];
-      load_taps(c, parity, false, first + lane, big, lanes, taps);
-      tap_factors(taps, factors);
-      for (int64_t factor = 0; factor < kFactors; ++factor) {
-        store(rows[factor][lane], factors[factor]);
-      }
-    }
-    for (int64_t factor = 0; factor < kFactors; ++factor) {
-      float* target = packed + (((block * kFactors + factor) * 4 + parity) * steps + big) * kBlock;
-      for (int64_t step = 0; step < lanes; ++step, target += kBlock) {
-        for (int64_t lane = 0; lane < kBlock; ++lane) target[lane] = rows[factor][lane][step];
-      }
-    }
-  });
-  return packed;
-}
-
-// dgrad's: [phase][block of big channels][factor][small channel][kBlock]. Its taps run backwards.
-FASTGAN_SHARED const float* pack_dgrad_factors(const Convolution& c) {
-  const int64_t blocks = round_up_quotient(c.big_channels, kBlock), steps = c.small_channels;
-  auto* packed = static_cast<float*>(
-      scratch(Scratch::weights, 4 * blocks * kFactors * steps * kBlock * sizeof(float)));
-  constexpr int64_t kPiece = 16;
-  const int64_t pieces = round_up_quotient(steps, kPiece);
-  parallel_for(4 * blocks * pieces, [&](int64_t task) {
-    const int64_t begin = task % pieces * kPiece, share = task / pieces;
-    const int64_t channel = share % blocks * kBlock;
-    const int64_t end = begin + kPiece < steps ? begin + kPiece : steps;
-    for (int64_t small = begin; small < end; ++small) {
-      float* target = packed + (share * kFactors * steps + small) * kBlock;
-      for (int64_t lane = 0; lane < kBlock; lane += kLanes) {
-        const int64_t left = c.big_channels - channel - lane;
-        Lanes taps[2][2] = {}, factors[kFactors];
-        if (left > 0) {
-          load_taps(c, share / blocks, true, small, channel + lane,
-                    left < kLanes ? static_cast<int>(left) : kLanes, taps);
-        }
-        tap_factors(taps, factors);
-        for (int64_t factor = 0; factor < kFactors; ++factor) {
-          store(target + factor * steps * kBlock + lane, factors[factor]);
-        }
-      }
-    }
-  });
-  return packed;
 }
 
 void winograd_fprop(const Convolution& call) {
