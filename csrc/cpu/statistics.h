@@ -12,9 +12,6 @@ namespace fastgan::cpu::FASTGAN_LEVEL {
 
 constexpr int64_t kPartialRows = 3;  // origin, mean - origin, M2
 
-// Asks for the cache line of an address that may lie past the end of the data.
-FASTGAN_SHARED void fetch(const void* address) { __builtin_prefetch(address); }
-
 // Mean and M2 of one block of rows, merged into those of the `seen` rows before it. Means are
 // relative to `origin`. `ahead`: as many rows follow in memory, and are fetched meanwhile.
 template <bool ahead, int vectors, class T>

@@ -131,6 +131,9 @@ FASTGAN_SHARED void store_first(T* target, Lanes value, int count) {
 #endif
 }
 
+// Asks for the cache line of an address that may lie past the end of the data.
+FASTGAN_SHARED void fetch(const void* address) { __builtin_prefetch(address); }
+
 // Calls visit(first channel, width) for blocks of channels: four vectors wide while they last, then
 // one vector, then what is left of a vector (`width` < kLanes). The number of vectors is a constant
 // in each call, so that a block's accumulators stay in registers.
