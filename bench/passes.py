@@ -17,7 +17,7 @@ from bench.operators import FORWARD, Outputs, Subject, convolution
 from bench.ops import Way, serves
 from bench.shapes import ConvLayer, Cost
 from fastgan.ops import convolution_autograd
-from fastgan.ops.convolution import LAUNCHERS
+from fastgan.ops.convolution import CPU_WHERE_IT_WINS, LAUNCHERS
 
 PASSES = ("fprop", "dgrad", "wgrad")
 
@@ -28,7 +28,8 @@ def convolution_passes(
     """Each pass of `layer` (one that is not transposed) with the ways to compute it."""
     whole = convolution(layer, batch, dtype, device, seed)
     big, weight, small = whole.inputs["x"], whole.inputs["weight"], whole.upstream["y"]
-    names = [name for name in LAUNCHERS if name != "reference" and serves(whole, name)]
+    own = [name for name in LAUNCHERS if name not in ("reference", CPU_WHERE_IT_WINS)]
+    names = [name for name in own if serves(whole, name)]
     inputs = {
         "fprop": {"big": big, "weight": weight},
         "dgrad": {"small": small, "weight": weight},

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fastgan.ops.activations import activate, check_activation
 from fastgan.ops.convolution import like_twin, regular
 from fastgan.ops.convolution_autograd import fprop
-from fastgan.ops.convolution_plan import PairArgument, plan
+from fastgan.ops.convolution_plan import PairArgument, implementation_of, plan
 
 
 def conv2d(
@@ -53,7 +53,8 @@ def conv2d(
     if activation != "identity":
         check_activation(activation)
     made = plan(False, x, weight, bias, stride, padding, 0, dilation, groups)
-    if made.implementation == "reference":
+    implementation = implementation_of(made, activation, x, weight, bias)
+    if implementation == "reference":
         weight = regular(weight)
         y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
         return activate(y, activation, negative_slope)
@@ -63,7 +64,7 @@ def conv2d(
             activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
         return batch.squeeze(0)
-    if made.implementation == "matmul":
+    if implementation == "matmul":
         return activate(_head(x, weight, bias), activation, negative_slope)
     folded = activation != "leaky_relu" or negative_slope >= 0
     y = fprop(
@@ -74,7 +75,7 @@ def conv2d(
         padding=made.padding,
         activation=activation if folded else "identity",
         negative_slope=negative_slope,
-        implementation=made.implementation,
+        implementation=implementation,
     )
     y = like_twin(y, x, weight)
     return y if folded else activate(y, activation, negative_slope)

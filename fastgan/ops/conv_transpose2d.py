@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fastgan.ops.activations import activate, check_activation
 from fastgan.ops.convolution import like_twin, regular, suggests_channels_last
 from fastgan.ops.convolution_autograd import dgrad
-from fastgan.ops.convolution_plan import PairArgument, plan
+from fastgan.ops.convolution_plan import PairArgument, implementation_of, plan
 
 
 def conv_transpose2d(
@@ -54,7 +54,8 @@ def conv_transpose2d(
     if activation != "identity":
         check_activation(activation)
     made = plan(True, x, weight, bias, stride, padding, output_padding, dilation, groups)
-    if made.implementation == "reference":
+    implementation = implementation_of(made, activation, x, weight, bias)
+    if implementation == "reference":
         weight = regular(weight)
         y = F.conv_transpose2d(
             x, weight, bias, stride, padding, output_padding, groups, dilation,  # type: ignore[arg-type]
@@ -66,7 +67,7 @@ def conv_transpose2d(
             activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
         return batch.squeeze(0)
-    if made.implementation == "matmul":
+    if implementation == "matmul":
         return activate(_stem(x, weight, bias), activation, negative_slope)
     folded = activation != "leaky_relu" or negative_slope >= 0
     y = dgrad(
@@ -78,7 +79,7 @@ def conv_transpose2d(
         padding=made.padding,
         activation=activation if folded else "identity",
         negative_slope=negative_slope,
-        implementation=made.implementation,
+        implementation=implementation,
     )
     y = like_twin(y, x, weight)
     return y if folded else activate(y, activation, negative_slope)

@@ -185,11 +185,14 @@ REFERENCE: Launchers = {
     "wgrad": _reference_wgrad,
 }
 TRITON: Launchers = {"fprop": _triton_fprop, "dgrad": _triton_dgrad, "wgrad": _triton_wgrad}
+#: Chosen and not insisted on, the native CPU kernels leave to torch the directions that it wins.
+CPU_WHERE_IT_WINS = "cpu where it wins"
 LAUNCHERS: dict[str, Launchers] = {
     "reference": REFERENCE,
     "triton": TRITON,
     "cuda": native_cuda.CONVOLUTION.run,
-    "cpu": native_cpu.convolution_launchers(REFERENCE),
+    "cpu": native_cpu.convolution_launchers(),
+    CPU_WHERE_IT_WINS: native_cpu.convolution_launchers(REFERENCE),
 }
 
 

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import native_cpu, native_cuda
-from fastgan.ops.convolution import LAUNCHERS, Pair, small_size, smallest_big_size, tf32_allowed
+from fastgan.ops.convolution import (
+    CPU_WHERE_IT_WINS,
+    LAUNCHERS,
+    Pair,
+    small_size,
+    smallest_big_size,
+    tf32_allowed,
+)
 from fastgan.ops.implementations import (
     Choice,
     Implementation,
@@ -51,13 +58,19 @@ class Call(NamedTuple):
     tf32: bool
     big_channels: int = 0
     small_channels: int = 0
+    batch: int = 1
 
 
 class Plan(NamedTuple):
-    """What a call does: by which implementation, with its arguments written out."""
+    """What a call does: by which implementation, with its arguments written out.
+
+    `unrecorded` is the implementation where nothing records the call and no activation follows:
+    torch's convolution where only the backward pass is won.
+    """
 
     choice: Choice
     implementation: str
+    unrecorded: str
     dtype: torch.dtype
     big_size: Pair = (0, 0)
     stride: Pair = (1, 1)
@@ -222,6 +235,7 @@ def _call(key: _Key) -> Call | None:
         key.tf32,
         big_channels,
         small_channels,
+        key.shape[0] if len(key.shape) == 4 else 1,
     )
 
 
@@ -253,10 +267,17 @@ def _tf32_while_tracing() -> bool:
 def _make_plan(key: _Key) -> Plan:
     call = _call(key)
     if call is None:
-        return Plan(_INVALID, "reference", key.dtype)
+        return Plan(_INVALID, "reference", "reference", key.dtype)
     operator = "conv_transpose2d" if key.transposed else "conv2d"
     choice = choose(operator, IMPLEMENTATIONS, call, key.forced)
-    return Plan(choice, choice.chosen, call.dtype, call.big_size, call.stride, call.padding)
+    implementation = unrecorded = choice.chosen
+    if choice.chosen == "cpu" and key.forced is None:
+        implementation = unrecorded = CPU_WHERE_IT_WINS
+        if not native_cpu.wins_forward(call, "dgrad" if key.transposed else "fprop"):
+            unrecorded = "reference"
+    return Plan(
+        choice, implementation, unrecorded, call.dtype, call.big_size, call.stride, call.padding
+    )
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
@@ -280,7 +301,8 @@ def plan(
     """Return the plan of a call, with the arguments as the public functions take them."""
     if transformed():
         operator = "conv_transpose2d" if transposed else "conv2d"
-        return Plan(choice_when_transformed(operator, IMPLEMENTATIONS), "reference", x.dtype)
+        choice = choice_when_transformed(operator, IMPLEMENTATIONS)
+        return Plan(choice, "reference", "reference", x.dtype)
     device_type = x.device.type
     compiling = torch.compiler.is_compiling()
     tf32 = device_type == "cuda" and (_tf32_while_tracing() if compiling else tf32_allowed())
@@ -311,6 +333,16 @@ def plan(
             _plans.clear()
         made = _plans[key] = _make_plan(key)
     return made
+
+
+def implementation_of(made: Plan, activation: str, *operands: Tensor | None) -> str:
+    """Return which implementation a planned call takes, given who looks on."""
+    if activation != "identity" or made.unrecorded == made.implementation:
+        return made.implementation
+    recorded = torch.is_grad_enabled() and any(
+        operand is not None and operand.requires_grad for operand in operands
+    )
+    return made.implementation if recorded else made.unrecorded
 
 
 def conv2d_choice(

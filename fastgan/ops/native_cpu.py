@@ -2,14 +2,13 @@
 
 An operator's table takes its "cpu" record from here: `supports` and `prefers` of the calls of that
 operator, and the launchers of `fastgan.native_kernels` under the operator's names. A preference is
-asked for in two steps: first the table of what was measured, then whether the kernels can be had,
-which may build them; so a call that they would not win builds nothing.
+asked for in two steps: first the tables of what was measured (`native_wins`), then whether the
+kernels can be had, which may build them; so a call that they would not win builds nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,80 +21,17 @@ from fastgan.ops.native_launchers import (
     bias_act_launchers,
     loss_launchers,
 )
+from fastgan.ops.native_wins import (
+    CONVOLUTION_WINS,
+    FEWEST_BIAS_ACT_ELEMENTS,
+    Convolution,
+    fewest_batch_norm_elements,
+    winning_algorithm,
+)
 
 Launchers = dict[str, Callable[..., torch.Tensor]]
 Pair = tuple[int, int]
 NCHW = "the input is contiguous (NCHW) and would be copied: use torch.channels_last"
-
-
-@dataclass(frozen=True)
-class Win:
-    """Convolutions that beat torch's by measurement; the others are left to torch.
-
-    Attributes:
-        levels: instruction-set levels in use.
-        dtype: of the call.
-        direction: "fprop", "dgrad" or "wgrad".
-        fewer, more: bounds (least, most) on the channels of the side with fewer and with more.
-        only_fused: only with an activation in the epilogue, which saves torch's pass for it.
-        algorithm: of `native_kernels.ALGORITHMS`; the row holds for what it serves.
-    """
-
-    levels: tuple[str, ...]
-    dtype: torch.dtype
-    direction: str
-    fewer: tuple[int, int]
-    more: tuple[int, int]
-    only_fused: bool = False
-    algorithm: str = "direct"
-
-    def holds(
-        self,
-        dtype: torch.dtype,
-        big_channels: int,
-        small_channels: int,
-        kernel_size: Pair,
-        stride: Pair,
-    ) -> bool:
-        """Return whether the row speaks of such a convolution, at its levels and direction."""
-        fewer, more = sorted((big_channels, small_channels))
-        return (
-            dtype == self.dtype
-            and self.fewer[0] <= fewer <= self.fewer[1]
-            and self.more[0] <= more <= self.more[1]
-            and (
-                self.algorithm == "direct"
-                or native_kernels.unsupported_by_winograd(
-                    dtype=dtype, kernel_size=kernel_size, stride=stride
-                )
-                is None
-            )
-        )
-
-
-_MANY = 1 << 30
-_AVX512 = ("avx512_bf16", "avx512")
-#: Against torch 2.13 (oneDNN 3.12) on one thread of a Zen 5 core, batch 64, DCGAN's layers;
-#: Winograd on two. The first row that holds serves. Where the tiles are few beside the weights
-#: (256 <-> 512 channels, 4x4 pixels), fprop and dgrad are faster product by product. AMX is not
-#: among the measured: its rows stand on the prototype whose design it follows, with a margin.
-WINS = (
-    Win(("avx512_bf16",), torch.bfloat16, "fprop", (64, _MANY), (128, _MANY)),
-    Win(("avx512_bf16",), torch.bfloat16, "dgrad", (64, _MANY), (128, _MANY)),
-    Win(("avx512_bf16",), torch.bfloat16, "wgrad", (64, _MANY), (64, _MANY)),
-    Win(("avx512_bf16",), torch.bfloat16, "dgrad", (1, 4), (64, _MANY)),
-    Win(("avx512_bf16",), torch.bfloat16, "fprop", (1, 4), (64, _MANY), only_fused=True),
-    Win(_AVX512, torch.float32, "fprop", (64, 255), (128, _MANY), algorithm="winograd"),
-    Win(_AVX512, torch.float32, "dgrad", (64, 255), (128, _MANY), algorithm="winograd"),
-    Win(_AVX512, torch.float32, "wgrad", (64, _MANY), (64, _MANY), algorithm="winograd"),
-    Win(_AVX512, torch.float32, "fprop", (256, _MANY), (256, _MANY)),
-    Win(_AVX512, torch.float32, "dgrad", (64, _MANY), (128, _MANY)),
-    Win(_AVX512, torch.float32, "wgrad", (64, _MANY), (64, _MANY)),
-    Win(_AVX512, torch.float32, "dgrad", (1, 4), (64, _MANY)),
-    Win(("amx_bf16",), torch.bfloat16, "fprop", (128, _MANY), (256, _MANY)),
-    Win(("amx_bf16",), torch.bfloat16, "dgrad", (128, _MANY), (256, _MANY)),
-    Win(("amx_bf16",), torch.bfloat16, "wgrad", (128, _MANY), (128, _MANY)),
-)
 
 
 @torch.compiler.assume_constant_result
@@ -123,56 +59,6 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     return reason if reason is not None else _ruled_out()
 
 
-@dataclass(frozen=True)
-class BatchNormWin:
-    """Batch norms that beat torch's by measurement, in training forward and backward together.
-
-    Attributes:
-        training: with the batch's own statistics.
-        dtypes: of the call.
-        activated: with an activation, for which torch passes over memory twice more.
-        most_channels: of the call; torch's slows down where they are few.
-        elements: the least that were measured to win.
-    """
-
-    training: bool
-    dtypes: tuple[torch.dtype, ...]
-    activated: bool
-    most_channels: int
-    elements: int
-
-
-_HALF, _FLOAT = (torch.bfloat16, torch.float16), (torch.float32,)
-#: The first row that holds decides; where none does, and on fewer elements (torch's autograd needs
-#: no Python), batch norm is torch's. Measured on one and two threads of a Zen 5, channels 16 to
-#: 1024, 2^14 to 2^21 elements.
-BATCH_NORM_WINS = (
-    BatchNormWin(True, _HALF, True, _MANY, 1 << 18),
-    BatchNormWin(True, _FLOAT, True, 512, 1 << 18),
-    BatchNormWin(True, _FLOAT, True, _MANY, 1 << 19),
-    BatchNormWin(True, _HALF + _FLOAT, False, 72, 1 << 18),
-    BatchNormWin(True, _HALF, False, _MANY, 1 << 19),
-    BatchNormWin(False, _HALF, True, _MANY, 1 << 19),
-    BatchNormWin(False, _FLOAT, True, _MANY, 1 << 20),
-    BatchNormWin(False, _HALF + _FLOAT, False, _MANY, 1 << 21),
-)
-#: On fewer elements torch's bias and activation win, for the same reason.
-FEWEST_BIAS_ACT_ELEMENTS = 1 << 16
-
-
-def _fewest(call: Any) -> int | None:
-    """Return from how many elements on the batch norm is won; None: it never is."""
-    for win in BATCH_NORM_WINS:
-        if (
-            call.training == win.training
-            and call.dtype in win.dtypes
-            and win.activated == (call.activation != "identity")
-            and call.channels <= win.most_channels
-        ):
-            return win.elements
-    return None
-
-
 def prefers_elementwise(
     channels_last: bool, elements: int = 0, fewest: int | None = 0
 ) -> str | None:
@@ -189,18 +75,31 @@ def prefers_elementwise(
     return reason
 
 
+def _convolution(call: Any) -> Convolution:
+    return Convolution(
+        call.dtype,
+        call.batch,
+        call.batch * call.small_size[0] * call.small_size[1],
+        call.big_channels,
+        call.small_channels,
+        call.kernel_size,
+        call.stride,
+    )
+
+
+def wins_forward(call: Any, direction: str) -> bool:
+    """Whether a call for which these kernels are chosen wins in a direction, not activated."""
+    level = _level()
+    return level is not None and winning_algorithm(level, direction, _convolution(call)) is not None
+
+
 def prefers_convolution(call: Any) -> str | None:
     """Return why torch's convolution serves the call instead, or None."""
     if not call.channels_last:
         return NCHW
-    wins = [
-        win
-        for win in WINS
-        if win.holds(
-            call.dtype, call.big_channels, call.small_channels, call.kernel_size, call.stride
-        )
-    ]
-    reason = None if wins else "torch's convolution is faster or not measured for these channels"
+    asked = _convolution(call)
+    wins = [win for win in CONVOLUTION_WINS if win.holds(asked)]
+    reason = None if wins else "torch's convolution is faster or not measured for such a layer"
     if reason is None:
         reason = _missing()
     if reason is None and not any(_level() in win.levels for win in wins):
@@ -221,41 +120,40 @@ def _require() -> None:
         raise BackendError(f"backend 'cpu' cannot serve this call: {reason}")
 
 
-def convolution_launchers(reference: Launchers) -> Launchers:
-    """Return fprop, dgrad and wgrad: native where that was measured to win, else the reference's.
+def convolution_launchers(reference: Launchers | None = None) -> Launchers:
+    """Return fprop, dgrad and wgrad: native, or by `reference` where that was measured to win.
 
     A call's forward and backward are computed by one implementation; which of its directions torch
     computes faster is decided here, one by one.
     """
+    insisted, torchs = reference is None, reference or {}
 
     def algorithm_of(
-        direction: str,
-        dtype: torch.dtype,
-        big: int,
-        small: int,
-        kernel_size: Any,
-        stride: Pair,
-        activation: str = "identity",
-    ) -> str | None:
-        """Return the algorithm that wins, or None where torch's convolution does."""
+        direction: str, big_channels: int, small: Any, kernel_size: Any, stride: Pair,
+        dtype: torch.dtype, activation: str = "identity",
+    ) -> str | None:  # fmt: skip
+        """Return the algorithm to take, or None where torch's convolution wins."""
         _require()
-        level, fused = _level(), activation != "identity"
-        kernel: Pair = (kernel_size[0], kernel_size[1])
-        for win in WINS:
-            served = win.direction == direction and level in win.levels
-            served = served and (fused or not win.only_fused)
-            if served and win.holds(dtype, big, small, kernel, (stride[0], stride[1])):
-                return win.algorithm
-        return None
+        batch, small_channels, height, width = small
+        call = Convolution(
+            dtype, batch, batch * height * width, big_channels, small_channels,
+            (kernel_size[0], kernel_size[1]), (stride[0], stride[1]), activation != "identity",
+        )  # fmt: skip
+        found = winning_algorithm(_level() or "", direction, call)
+        return "direct" if found is None and insisted else found
 
     def fprop(big, weight, bias, stride, padding, activation, negative_slope):
+        kernel = weight.shape[2:]
+        size = [
+            (side + 2 * pad - taps) // step + 1
+            for side, pad, taps, step in zip(big.shape[2:], padding, kernel, stride, strict=True)
+        ]
+        small = (big.shape[0], weight.shape[0], *size)
         algorithm = algorithm_of(
-            "fprop", big.dtype, big.shape[1], weight.shape[0], weight.shape[2:], stride, activation
+            "fprop", big.shape[1], small, kernel, stride, big.dtype, activation
         )
         if algorithm is None:
-            return reference["fprop"](
-                big, weight, bias, stride, padding, activation, negative_slope
-            )
+            return torchs["fprop"](big, weight, bias, stride, padding, activation, negative_slope)
         return native_kernels.fprop(
             big, weight, bias, stride=stride, padding=padding,
             activation=activation, negative_slope=negative_slope, algorithm=algorithm,
@@ -263,11 +161,10 @@ def convolution_launchers(reference: Launchers) -> Launchers:
 
     def dgrad(small, weight, bias, big_size, stride, padding, activation, negative_slope):
         algorithm = algorithm_of(
-            "dgrad", small.dtype, weight.shape[1], small.shape[1], weight.shape[2:], stride,
-            activation,
-        )  # fmt: skip
+            "dgrad", weight.shape[1], small.shape, weight.shape[2:], stride, small.dtype, activation
+        )
         if algorithm is None:
-            return reference["dgrad"](
+            return torchs["dgrad"](
                 small, weight, bias, big_size, stride, padding, activation, negative_slope
             )
         return native_kernels.dgrad(
@@ -276,11 +173,9 @@ def convolution_launchers(reference: Launchers) -> Launchers:
         )  # fmt: skip
 
     def wgrad(big, small, kernel_size, stride, padding, out_dtype):
-        algorithm = algorithm_of(
-            "wgrad", big.dtype, big.shape[1], small.shape[1], kernel_size, stride
-        )
+        algorithm = algorithm_of("wgrad", big.shape[1], small.shape, kernel_size, stride, big.dtype)
         if algorithm is None:
-            return reference["wgrad"](big, small, kernel_size, stride, padding, out_dtype)
+            return torchs["wgrad"](big, small, kernel_size, stride, padding, out_dtype)
         return native_kernels.wgrad(
             big, small, kernel_size=kernel_size, stride=stride, padding=padding,
             out_dtype=out_dtype, algorithm=algorithm,
@@ -289,10 +184,17 @@ def convolution_launchers(reference: Launchers) -> Launchers:
     return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
 
 
+def _prefers_batch_norm(call: Any) -> str | None:
+    fewest = fewest_batch_norm_elements(
+        call.training, call.dtype, call.activation != "identity", call.channels
+    )
+    return prefers_elementwise(call.channels_last, call.elements, fewest)
+
+
 BATCH_NORM_ACT = Implementation(
     "cpu",
     lambda call: supports(call.device, call.dtype),
-    lambda call: prefers_elementwise(call.channels_last, call.elements, _fewest(call)),
+    _prefers_batch_norm,
     batch_norm_launchers(native_kernels, _require),
 )
 

@@ -26,9 +26,20 @@ def test_deep_bfloat16_layers_are_chosen_unasked(extension) -> None:
     assert choice.chosen == expected
 
 
-@pytest.mark.parametrize(("kernel", "algorithm"), [((4, 4), "winograd"), ((3, 3), None)], ids=str)
-def test_float32_layers_take_winograds_tiles_where_these_serve(
-    extension, monkeypatch, kernel, algorithm
+@pytest.mark.parametrize(
+    ("backend", "batch", "kernel", "algorithm"),
+    [
+        ("auto", 64, (4, 4), "winograd"),
+        ("auto", 2, (4, 4), None),
+        ("auto", 64, (3, 3), None),
+        ("cpu", 64, (4, 4), "winograd"),
+        ("cpu", 2, (4, 4), "direct"),
+        ("cpu", 64, (3, 3), "direct"),
+    ],
+    ids=str,
+)
+def test_float32_layers_take_what_was_measured_to_win(
+    extension, monkeypatch, backend, batch, kernel, algorithm
 ) -> None:
     if not {"avx512", "avx512_bf16"} & set(extension.module.levels()):
         pytest.skip("the table of what wins speaks of AVX-512")
@@ -40,8 +51,8 @@ def test_float32_layers_take_winograds_tiles_where_these_serve(
 
     native_kernels_fprop = native_kernels.fprop
     monkeypatch.setattr(native_kernels, "fprop", launched)
-    x, weight = drawn(2, 64, 8, 8), drawn(128, 64, *kernel)
-    with native.forced_level("avx512"), ops.backend("cpu"):
+    x, weight = drawn(batch, 64, 8, 8), drawn(128, 64, *kernel)
+    with native.forced_level("avx512"), ops.backend(backend):
         y = ops.conv2d(x, weight, None, 2, 1)
     assert taken == ([] if algorithm is None else [algorithm])
     torch.testing.assert_close(y, F.conv2d(x, weight, None, 2, 1), rtol=1e-4, atol=1e-3)
@@ -51,7 +62,8 @@ def test_float32_layers_take_winograds_tiles_where_these_serve(
     ("shape", "dtype", "training", "activation", "wins"),
     [
         ((64, 512, 4, 4), torch.bfloat16, True, "leaky_relu", True),
-        ((64, 512, 4, 4), torch.float32, True, "relu", True),
+        ((64, 512, 4, 4), torch.float32, True, "relu", False),
+        ((64, 256, 8, 8), torch.float32, True, "relu", True),
         ((64, 72, 15, 15), torch.float32, True, "identity", True),
         ((64, 256, 8, 8), torch.bfloat16, True, "identity", True),
         ((64, 256, 8, 8), torch.float32, True, "identity", False),
@@ -176,3 +188,28 @@ def test_forced_without_the_extension_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert native_kernels.usable() == "FASTGAN_NATIVE=off"
     with ops.backend("cpu"), pytest.raises(BackendError, match="FASTGAN_NATIVE=off"):
         ops.bias_act(drawn(2, 3, 4, 4), drawn(3), activation="relu")
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
+def test_what_only_the_backward_pass_wins_is_torchs_where_nothing_records(
+    extension, monkeypatch, transposed
+) -> None:
+    if extension.module.levels()[0] != "avx512_bf16":
+        pytest.skip("the table of bfloat16 pairs is asked")
+    calls = []
+    for name in ("fprop", "dgrad"):
+        monkeypatch.setattr(native_kernels, name, lambda *_, name=name, **__: calls.append(name))
+    # 64 -> 128 channels: dgrad and wgrad win, fprop does not; 3x3 kernels: wgrad alone.
+    function, kernel = (ops.conv_transpose2d, 3) if transposed else (ops.conv2d, 4)
+    x = drawn(16, 128 if transposed else 64, 16, 16, dtype=torch.bfloat16)
+    weight = drawn(128, 64, kernel, kernel, dtype=torch.bfloat16)
+    assert ops.explain_call(function, x, weight, None, 2, 1).chosen == "cpu"
+    recorded = function(x, weight, None, 2, 1)
+    assert "Backward" in type(recorded.grad_fn).__name__
+    with torch.no_grad():
+        unrecorded = function(x, weight, None, 2, 1)
+    twin = F.conv_transpose2d if transposed else F.conv2d
+    expected = twin(x, weight, None, 2, 1)
+    assert calls == []
+    assert torch.equal(unrecorded, expected)
+    assert torch.equal(recorded, expected)

@@ -1,0 +1,195 @@
+"""Where the native CPU kernels beat torch's operators: tables of what was measured.
+
+Measured on a Zen 5 (AVX-512 with bfloat16 pairs), two threads, against torch 2.13 with oneDNN 3.12
+in channels_last, freed memory kept: DCGAN's layers and those of other GANs in `bench`, batches of
+1 to 64. What no row speaks of is left to torch. Processors with AMX are not among the measured:
+their bfloat16 rows stand on the prototype whose design the kernels follow, with a margin, and their
+float32 rows on the other processors'.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from fastgan import native_kernels
+
+_MANY = 1 << 30
+_HALF, _FLOAT = (torch.bfloat16, torch.float16), (torch.float32,)
+
+
+class Convolution(NamedTuple):
+    """What a row of `CONVOLUTION_WINS` asks of a convolution.
+
+    `pixels` are those of the small side, of the whole batch. `fused`: an activation follows.
+    """
+
+    dtype: torch.dtype
+    batch: int
+    pixels: int
+    big_channels: int
+    small_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    fused: bool = False
+
+
+@dataclass(frozen=True)
+class ConvolutionWin:
+    """Convolutions of one direction that beat torch's.
+
+    Attributes:
+        levels: instruction-set levels in use.
+        dtype: of the call.
+        direction: "fprop", "dgrad" or "wgrad".
+        big, small: bounds (least, most) on the channels of the big and of the small side.
+        kernel, stride: the least side of the kernel, the least stride.
+        batch, pixels: the least batch, and pixels of the small side in it.
+        most_pixels: of the small side in the batch.
+        only_fused: only with an activation in the epilogue, which saves torch's pass for it.
+        algorithm: of `native_kernels.ALGORITHMS`; the row holds for what it serves.
+    """
+
+    levels: tuple[str, ...]
+    dtype: torch.dtype
+    direction: str
+    big: tuple[int, int]
+    small: tuple[int, int]
+    kernel: int = 1
+    stride: int = 1
+    batch: int = 1
+    pixels: int = 1
+    most_pixels: int = _MANY
+    only_fused: bool = False
+    algorithm: str = "direct"
+
+    def holds(self, call: Convolution) -> bool:
+        """Whether the row speaks of such a convolution, at its levels and direction."""
+        return (
+            call.dtype == self.dtype
+            and self.big[0] <= call.big_channels <= self.big[1]
+            and self.small[0] <= call.small_channels <= self.small[1]
+            and min(call.kernel_size) >= self.kernel
+            and min(call.stride) >= self.stride
+            and call.batch >= self.batch
+            and self.pixels <= call.pixels <= self.most_pixels
+            and (
+                self.algorithm == "direct"
+                or native_kernels.unsupported_by_winograd(
+                    dtype=call.dtype, kernel_size=call.kernel_size, stride=call.stride
+                )
+                is None
+            )
+        )
+
+
+def _row(
+    levels: tuple[str, ...],
+    dtype: torch.dtype,
+    direction: str,
+    big: int | tuple[int, int],
+    small: int,
+    **least: Any,
+) -> ConvolutionWin:
+    """A row whose channels are bounded from below alone, but for an image's."""
+    bounds = big if isinstance(big, tuple) else (big, _MANY)
+    return ConvolutionWin(levels, dtype, direction, bounds, (small, _MANY), **least)
+
+
+_PAIRS, _AMX = ("avx512_bf16",), ("amx_bf16",)
+_AVX512 = ("amx_bf16", "avx512_bf16", "avx512")  # the same float32 kernels
+_BF16, _FP32 = torch.bfloat16, torch.float32
+_IMAGE = (1, 4)  # channels of an image, on the big side
+#: The first row that holds serves. Winograd's weights are transformed anew in each call: few pixels
+#: are faster product by product. A batch of one leaves half of wgrad's bfloat16 pairs empty, which
+#: shows where it has many pixels.
+CONVOLUTION_WINS = (
+    _row(_PAIRS, _BF16, "fprop", 128, 256),
+    _row(_PAIRS, _BF16, "fprop", 64, 128, stride=2, most_pixels=1023),
+    _row(_PAIRS, _BF16, "fprop", _IMAGE, 64, pixels=16384, only_fused=True),
+    _row(_PAIRS, _BF16, "dgrad", 64, 128, kernel=4),
+    _row(_PAIRS, _BF16, "dgrad", _IMAGE, 64, kernel=4, pixels=16384),
+    _row(_PAIRS, _BF16, "wgrad", 128, 256, kernel=4, stride=2),
+    _row(_PAIRS, _BF16, "wgrad", 64, 128, stride=2, batch=4),
+    _row(_PAIRS, _BF16, "wgrad", 64, 128, stride=2, most_pixels=1023),
+    _row(_AVX512, _FP32, "fprop", (64, 255), 128, pixels=1024, algorithm="winograd"),
+    _row(_AVX512, _FP32, "fprop", 256, 256, kernel=4, pixels=1024),
+    _row(_AVX512, _FP32, "dgrad", (64, 255), 128, pixels=1024, algorithm="winograd"),
+    _row(_AVX512, _FP32, "dgrad", 128, 256, kernel=4, pixels=256),
+    _row(_AVX512, _FP32, "dgrad", _IMAGE, 64, kernel=4, pixels=16384),
+    _row(_AVX512, _FP32, "wgrad", 64, 128, pixels=1024, algorithm="winograd"),
+    _row(_AVX512, _FP32, "wgrad", 128, 256, stride=2, pixels=256),
+    _row(_AVX512, _FP32, "wgrad", 64, 128, stride=2, pixels=4096),
+    _row(_AMX, _BF16, "fprop", 128, 256),
+    _row(_AMX, _BF16, "dgrad", 128, 256),
+    _row(_AMX, _BF16, "wgrad", 128, 128),
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def winning_algorithm(level: str, direction: str, call: Convolution) -> str | None:
+    """Return the algorithm that beats torch's convolution, or None where none does."""
+    for win in CONVOLUTION_WINS:
+        if (
+            win.direction == direction
+            and level in win.levels
+            and (call.fused or not win.only_fused)
+            and win.holds(call)
+        ):
+            return win.algorithm
+    return None
+
+
+@dataclass(frozen=True)
+class BatchNormWin:
+    """Batch norms that beat torch's, in training forward and backward together.
+
+    Attributes:
+        training: with the batch's own statistics.
+        dtypes: of the call.
+        activated: with an activation, for which torch passes over memory twice more.
+        most_channels: of the call; torch's slows down where they are few.
+        elements: the least that were measured to win.
+    """
+
+    training: bool
+    dtypes: tuple[torch.dtype, ...]
+    activated: bool
+    most_channels: int
+    elements: int
+
+
+#: The first row that holds decides; where none does, and on fewer elements (torch's autograd needs
+#: no Python), batch norm is torch's. Channels 16 to 1024, 2^14 to 2^22 elements.
+BATCH_NORM_WINS = (
+    BatchNormWin(True, _HALF, True, _MANY, 1 << 18),
+    BatchNormWin(True, _FLOAT, True, 72, 1 << 18),
+    BatchNormWin(True, _FLOAT, True, _MANY, 1 << 20),
+    BatchNormWin(True, _HALF + _FLOAT, False, 72, 1 << 18),
+    BatchNormWin(True, _HALF, False, _MANY, 1 << 19),
+    BatchNormWin(False, _HALF, True, _MANY, 1 << 19),
+    BatchNormWin(False, _FLOAT, True, _MANY, 1 << 20),
+    BatchNormWin(False, _HALF + _FLOAT, False, _MANY, 1 << 21),
+)
+
+
+def fewest_batch_norm_elements(
+    training: bool, dtype: torch.dtype, activated: bool, channels: int
+) -> int | None:
+    """Return from how many elements on such a batch norm is won; None: it never is."""
+    for win in BATCH_NORM_WINS:
+        if (
+            training == win.training
+            and dtype in win.dtypes
+            and win.activated == activated
+            and channels <= win.most_channels
+        ):
+            return win.elements
+    return None
+
+
+#: On fewer elements torch's bias and activation win, for the same reason.
+FEWEST_BIAS_ACT_ELEMENTS = 1 << 17
