@@ -128,8 +128,8 @@ class TrainConfig:
 
     one_pass: str = _setting(
         "auto",
-        "Run D on real and generated images as one batch: on, off (holds half of D's activations),"
-        " or auto (on, on a GPU, where it halves the launches); equal up to rounding",
+        "Run D on real and generated images as one batch: on, off (slower, but holds half of D's"
+        " activations), or auto (on); equal up to rounding",
         choices=("auto", "on", "off"),
     )
     cast_once: bool = _setting(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fastgan.nn import BatchNorm2d
 from fastgan.training.config import TrainConfig
 from fastgan.training.objective import AdversarialLoss
-from fastgan.training.state import TrainingState
+from fastgan.training.state import TrainingState, is_plain
 
 METRICS = ("loss_d", "loss_g", "d_real", "d_fake_before", "d_fake_after")
 
@@ -50,8 +50,8 @@ class StepPlan:
         """The plan that the configuration asks for, as far as D's layers allow it."""
         if config.one_pass == "off":
             return cls("one_pass is off")
-        if config.one_pass == "auto" and next(discriminator.parameters()).device.type == "cpu":
-            return cls("on a CPU one pass gains 2 to 5% and holds twice D's activations")
+        if config.one_pass == "auto" and is_plain(config):
+            return cls("a plain run has two passes, as the script has")
         for name, module in discriminator.named_modules():
             kind = type(module).__name__
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(

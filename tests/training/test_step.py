@@ -208,6 +208,8 @@ def test_a_run_on_the_reference_operators_is_a_plain_script(trainer) -> None:
         assert weight.is_contiguous(memory_format=layout)
         assert one.runner.inputs.images(one.batches.of_step(0)).is_contiguous(memory_format=layout)
         assert one.state.generator_optimizer.defaults[kernel]
+    assert "plain" in plain.runner.plan.why_two_passes
+    assert fast.runner.plan.one_pass
 
 
 def test_several_discriminator_steps_take_fresh_images_and_latents(trainer) -> None:
