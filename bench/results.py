@@ -165,7 +165,8 @@ def slug(text: str) -> str:
 
 def capture_environment(device: torch.device, seed: int) -> Environment:
     """Describe this process, its machine and its source tree."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    # Results written a moment ago change nothing that is measured.
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
     return Environment(
         device=device_name(device),
         device_type=device.type,
