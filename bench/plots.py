@@ -19,7 +19,7 @@ from fastgan.errors import MissingExtraError
 
 OURS_COLOUR = "#0b6e4f"
 # fastgan's own variants, where several stand beside each other.
-OURS_COLOURS = (OURS_COLOUR, "#3d9970", "#7fc8a0", "#b5e0c5")
+OURS_COLOURS = (OURS_COLOUR, "#3d9970", "#7fc8a0", "#b5e0c5", "#2a7f9e", "#8ccfdc")
 BASELINE_COLOURS = ("#4c72b0", "#dd8452", "#8172b3", "#937860", "#64b5cd")
 MOST_BARS = 40
 

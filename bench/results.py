@@ -147,8 +147,8 @@ def read(path: Path) -> Results:
 
 
 def read_all(folder: Path = RESULTS) -> list[Results]:
-    """Every result file in `folder`, in the order of their names."""
-    return [read(path) for path in sorted(folder.glob("*.json"))]
+    """Every result file in `folder`, in the order of their names (less .json)."""
+    return [read(path) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
 
 
 def merge_rows(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
