@@ -60,6 +60,19 @@ def unsupported(*, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def small_shape(
+    big: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, ...]:
+    """Return the shape [N, S, OH, OW] that `fprop` makes of these."""
+    size = (
+        (length + 2 * pad - kernel) // step + 1
+        for length, kernel, step, pad in zip(
+            big.shape[2:], weight.shape[2:], stride, padding, strict=True
+        )
+    )
+    return (big.shape[0], weight.shape[0], *size)
+
+
 def unsupported_by_winograd(
     *, dtype: torch.dtype, kernel_size: tuple[int, int], stride: tuple[int, int]
 ) -> str | None:
@@ -329,13 +342,7 @@ def fprop(
     Returns:
         [N, S, OH, OW] of big's dtype, dense channels_last.
     """
-    size = (
-        (length + 2 * pad - kernel) // step + 1
-        for length, kernel, step, pad in zip(
-            big.shape[2:], weight.shape[2:], stride, padding, strict=True
-        )
-    )
-    small = _channels_last((big.shape[0], weight.shape[0], *size), big.dtype)
+    small = _channels_last(small_shape(big, weight, stride, padding), big.dtype)
     _operators().fprop(
         big, weight, _vector(bias), small, *stride, *padding,
         ACTIVATIONS[activation], negative_slope, *_fused(prologue, statistics),

@@ -143,14 +143,9 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
         return "direct" if found is None and insisted else found
 
     def fprop(big, weight, bias, stride, padding, activation, negative_slope):
-        kernel = weight.shape[2:]
-        size = [
-            (side + 2 * pad - taps) // step + 1
-            for side, pad, taps, step in zip(big.shape[2:], padding, kernel, stride, strict=True)
-        ]
-        small = (big.shape[0], weight.shape[0], *size)
+        small = native_kernels.small_shape(big, weight, stride, padding)
         algorithm = algorithm_of(
-            "fprop", big.shape[1], small, kernel, stride, big.dtype, activation
+            "fprop", big.shape[1], small, weight.shape[2:], stride, big.dtype, activation
         )
         if algorithm is None:
             return torchs["fprop"](big, weight, bias, stride, padding, activation, negative_slope)
