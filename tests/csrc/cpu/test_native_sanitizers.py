@@ -1,7 +1,8 @@
 """The kernels under the address and undefined-behaviour sanitizers, and AMX tiles in software.
 
-A program without Python runs them (kernel_harness.cpp): drawn convolutions against float64, batch
-norm, bias and losses for their memory accesses, every result with 1, 2 and 5 threads bit by bit.
+A program without Python runs them: drawn convolutions against float64 (convolution_harness.cpp),
+batch norm, bias and losses for their memory accesses (kernel_harness.cpp), every result with 1, 2
+and 5 threads bit by bit.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ def build_harness(folder: Path, levels: list[str], flags: tuple[str, ...]) -> Pa
     ]
     commands += [
         [compiler, *kept, *flags, f"-DFASTGAN_HARNESS_LEVELS(use)={uses}", "-c", str(source)]
-        for source in (HERE / "kernel_harness.cpp", sources / "cpu" / "memory.cpp")
+        for source in (
+            HERE / "kernel_harness.cpp",
+            HERE / "convolution_harness.cpp",
+            sources / "cpu" / "memory.cpp",
+        )
     ]
     objects = [str(folder / f"{index}.o") for index in range(len(commands))]
 
