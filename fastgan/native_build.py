@@ -54,7 +54,7 @@ X86_LEVELS: dict[str, tuple[str, ...]] = {
     ),
 }
 #: Sources compiled once, for any processor of the architecture.
-BASE_SOURCES = ("memory", "parallel", "levels", "operators", "host")
+BASE_SOURCES = ("memory", "parallel", "levels", "operators", "convolution_operators", "host")
 #: Sources compiled once for every level.
 LEVEL_SOURCES = ("level",)
 

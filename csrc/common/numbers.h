@@ -1,4 +1,5 @@
-// bfloat16 and float16 as storage types: conversions to and from float, rounding to nearest even.
+// The element types. bfloat16 and float16 are storage: conversions to and from float, rounding to
+// nearest even.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,8 @@
 #include "target.h"
 
 namespace fastgan {
+
+enum class DataType : int { float32, bfloat16, float16 };
 
 struct BFloat16 {
   uint16_t bits;

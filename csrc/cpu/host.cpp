@@ -1,5 +1,6 @@
 // The Python module of the extension: the host side alone (levels, features, threads, build).
-// The operators are registered with torch's dispatcher by operators.cpp in the same library.
+// The operators are registered with torch's dispatcher by operators.cpp and convolution_operators.cpp
+// in the same library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/ops.h>

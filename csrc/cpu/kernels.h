@@ -9,10 +9,9 @@
 #include <cstdint>
 
 #include "../common/activation.h"
+#include "../common/numbers.h"
 
 namespace fastgan::cpu {
-
-enum class DataType : int { float32, bfloat16, float16 };
 
 // Runs task(context, index) for every index below `count`, on torch's threads.
 void parallel(int64_t count, void (*task)(void* context, int64_t index), void* context);

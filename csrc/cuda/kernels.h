@@ -11,10 +11,9 @@
 #include <cstdint>
 
 #include "../common/activation.h"
+#include "../common/numbers.h"
 
 namespace fastgan::cuda {
-
-enum class DataType : int { float32, bfloat16, float16 };
 
 struct Device {
   int multiprocessors;

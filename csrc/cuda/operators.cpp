@@ -17,6 +17,7 @@
 
 namespace {
 
+using namespace fastgan;
 using namespace fastgan::cuda;
 
 void run_batch_norm_forward(Tensor x, Tensor y, std::optional<Tensor> weight,

@@ -4,30 +4,14 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <limits>
 #include <optional>
 
+#include "../common/tensors.h"
 #include "kernels.h"
 
 namespace fastgan::cuda {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline DataType data_type(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DataType::float32;
-    case ScalarType::BFloat16:
-      return DataType::bfloat16;
-    case ScalarType::Half:
-      return DataType::float16;
-    default:
-      STD_TORCH_CHECK(false, "expected float32, bfloat16 or float16");
-  }
-}
 
 // Where a call runs: everything about the first tensor's device.
 struct Place {
@@ -59,23 +43,6 @@ struct Place {
   }
 };
 
-// True if the elements lie densely with the channels (dimension 1) innermost.
-inline bool is_channels_last(const Tensor& tensor) {
-  const int64_t dimensions = tensor.dim();
-  int64_t expected = 1;
-  auto matches = [&](int64_t dimension) {
-    const int64_t size = tensor.size(dimension);
-    const bool right = size == 1 || tensor.stride(dimension) == expected;
-    expected *= size;
-    return right;
-  };
-  if (dimensions > 1 && !matches(1)) return false;
-  for (int64_t dimension = dimensions - 1; dimension > 1; --dimension) {
-    if (!matches(dimension)) return false;
-  }
-  return dimensions == 0 || matches(0);
-}
-
 inline void check_data(const Place& place, const Tensor& tensor, const char* name, DataType type,
                 int64_t count) {
   STD_TORCH_CHECK(place.holds(tensor), name, " is on another device than the first tensor");
@@ -94,23 +61,10 @@ inline float* vector_of(const Place& place, const std::optional<Tensor>& tensor,
   return static_cast<float*>(tensor->mutable_data_ptr());
 }
 
-inline Activation activation_of(int64_t index) {
-  STD_TORCH_CHECK(index >= 0 && index <= static_cast<int64_t>(Activation::sigmoid),
-                  "unknown activation ", index);
-  return static_cast<Activation>(index);
-}
-
 inline Variant variant_of(int64_t index) {
   STD_TORCH_CHECK(index >= 0 && index <= static_cast<int64_t>(Variant::resident),
                   "unknown variant ", index);
   return static_cast<Variant>(index);
-}
-
-inline int64_t rows_of_group(const Tensor& x, int64_t groups) {
-  STD_TORCH_CHECK(x.dim() >= 2 && groups >= 1 && x.size(0) % groups == 0,
-                  "x must have at least 2 dimensions and a batch that ", groups, " groups divide");
-  const int64_t channels = x.size(1);
-  return channels == 0 ? 0 : x.numel() / channels / groups;
 }
 
 inline Tensor workspace_of(const Tensor& like, size_t floats) {

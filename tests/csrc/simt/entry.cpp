@@ -26,6 +26,6 @@ int run_adversarial_loss(const AdversarialLoss* call) { return adversarial_loss(
 int run_image_fprop(const ImageConvolution* call) { return image_fprop(*call, nullptr); }
 int run_image_dgrad(const ImageConvolution* call) { return image_dgrad(*call, nullptr); }
 int run_pack_weights(int type, const WeightToPack* weights, int count) {
-  return pack_weights(static_cast<DataType>(type), weights, count, nullptr);
+  return pack_weights(static_cast<fastgan::DataType>(type), weights, count, nullptr);
 }
 }
