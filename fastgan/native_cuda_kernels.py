@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from fastgan import native_cuda
-from fastgan.native_kernels import ACTIVATIONS, DTYPES, OBJECTIVES
+from fastgan.convolution_sizes import Pair, fprop_shape
+from fastgan.native_kernels import ACTIVATIONS, DTYPES, OBJECTIVES, vector
 
 #: Images have at most so many channels; for others there are no CUDA convolutions.
 IMAGE_CHANNELS = 4
 #: How batch norm moves the tensor, in the order of `enum class Variant` (csrc/cuda/kernels.h).
 VARIANTS = {"automatic": 0, "streaming": 1, "resident": 2}
-
-Pair = tuple[int, int]
 
 
 def unsupported(*, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -50,11 +49,6 @@ def _operators() -> Any:
     if reason is not None:
         raise RuntimeError(f"the CUDA kernels are not loaded: {reason}")
     return torch.ops.fastgan_cuda
-
-
-def _vector(values: Tensor | None) -> Tensor | None:
-    """A parameter as the kernels read it: contiguous float32."""
-    return None if values is None else values.detach().float().contiguous()
 
 
 def _vector_like(x: Tensor, *shape: int) -> Tensor:
@@ -91,10 +85,10 @@ def forward_training(
     mean, invstd = (_vector_like(x, stat_groups, x.shape[1]) for _ in range(2))
     if x.numel() == 0:
         return y, mean.zero_(), invstd.zero_()
-    running = [_vector(running_mean), _vector(running_var)]
+    running = [vector(running_mean), vector(running_var)]
     with torch.cuda.device_of(x):
         _operators().batch_norm_forward(
-            x, y, _vector(weight), _vector(bias), mean, invstd, *running, momentum, eps,
+            x, y, vector(weight), vector(bias), mean, invstd, *running, momentum, eps,
             ACTIVATIONS[activation], negative_slope, stat_groups, True, VARIANTS[variant],
         )  # fmt: skip
     for given, used in zip((running_mean, running_var), running, strict=True):
@@ -118,8 +112,8 @@ def forward_inference(
     y = torch.empty_like(x)
     with torch.cuda.device_of(x):
         _operators().batch_norm_forward(
-            x, y, _vector(weight), _vector(bias), None, None, _vector(running_mean),
-            _vector(running_var), 0.0, eps, ACTIVATIONS[activation], negative_slope, 1, False,
+            x, y, vector(weight), vector(bias), None, None, vector(running_mean),
+            vector(running_var), 0.0, eps, ACTIVATIONS[activation], negative_slope, 1, False,
             VARIANTS["automatic"],
         )  # fmt: skip
     return y
@@ -156,7 +150,7 @@ def backward(
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     with torch.cuda.device_of(x):
         _operators().batch_norm_backward(
-            grad_y, x, grad_x, _vector(weight), _vector(bias), _vector(mean), _vector(invstd),
+            grad_y, x, grad_x, vector(weight), vector(bias), vector(mean), vector(invstd),
             grad_weight, grad_bias, ACTIVATIONS[activation], negative_slope,
             stat_groups if training else 1, training, VARIANTS[variant],
         )  # fmt: skip
@@ -169,7 +163,7 @@ def bias_act_forward(
     """Add `bias` [C] (or None) along dimension 1 of x [N, C, ...], then activate."""
     y = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        _operators().bias_act_forward(x, _vector(bias), y, ACTIVATIONS[activation], negative_slope)
+        _operators().bias_act_forward(x, vector(bias), y, ACTIVATIONS[activation], negative_slope)
     return y
 
 
@@ -183,7 +177,7 @@ def bias_act_backward(
         return grad_x, None if grad_bias is None else grad_bias.zero_()
     with torch.cuda.device_of(x):
         _operators().bias_act_backward(
-            grad_y, x, _vector(bias), grad_x, grad_bias, ACTIVATIONS[activation], negative_slope
+            grad_y, x, vector(bias), grad_x, grad_bias, ACTIVATIONS[activation], negative_slope
         )
     return grad_x, grad_bias
 
@@ -252,13 +246,10 @@ def fprop(
     Returns:
         [N, S, OH, OW] of big's dtype, dense channels_last.
     """
-    sizes = [
-        (big.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in (0, 1)
-    ]
-    small = _channels_last(big, (big.shape[0], weight.shape[0], *sizes), big.dtype)
+    small = _channels_last(big, fprop_shape(big, weight, stride, padding), big.dtype)
     with torch.cuda.device_of(big):
         _operators().image_fprop(
-            big, weight, _vector(bias), small, *stride, *padding, ACTIVATIONS[activation],
+            big, weight, vector(bias), small, *stride, *padding, ACTIVATIONS[activation],
             negative_slope,
         )  # fmt: skip
     return small
@@ -292,7 +283,7 @@ def dgrad(
     big = _channels_last(small, (small.shape[0], weight.shape[1], *big_size), small.dtype)
     with torch.cuda.device_of(small):
         _operators().image_dgrad(
-            small, weight, _vector(bias), big, *stride, *padding, ACTIVATIONS[activation],
+            small, weight, vector(bias), big, *stride, *padding, ACTIVATIONS[activation],
             negative_slope,
         )  # fmt: skip
     return big

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+from fastgan.convolution_sizes import small_size
 from fastgan.kernels.activation import ACTIVATIONS
 from fastgan.kernels.conv_dgrad import launch_dgrad
 from fastgan.kernels.conv_dgrad_image import launch_dgrad_image, row_columns
@@ -59,8 +60,7 @@ def fprop(
     small_channels, _, kernel_h, kernel_w = weight.shape
     geometry = Geometry(
         batch, big_h, big_w, big_channels,
-        (big_h + 2 * padding[0] - kernel_h) // stride[0] + 1,
-        (big_w + 2 * padding[1] - kernel_w) // stride[1] + 1,
+        *small_size((big_h, big_w), (kernel_h, kernel_w), stride, padding),
         small_channels, kernel_h, kernel_w, *stride, *padding,
     )  # fmt: skip
     launch = launch_fprop_image if big_channels <= IMAGE_CHANNELS else launch_fprop

@@ -23,38 +23,18 @@ that it is told to. Operators take and return tensors dense in channels_last, we
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastgan.convolution_sizes import fprop_shape, smallest_big_size
 from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.activations import activate
 from fastgan.ops.implementations import transformed
 from fastgan.ops.library import register
 
-Pair = tuple[int, int]
 Launchers = dict[str, Callable[..., Tensor]]
-
-
-# ------------------------------------------------------------------------ geometry
-
-
-def small_size(big: Any, kernel: Any, stride: Any, padding: Any) -> Pair:
-    """Return the small side's (height, width): floor((big + 2 p - k) / s) + 1."""
-    return (
-        (big[0] + 2 * padding[0] - kernel[0]) // stride[0] + 1,
-        (big[1] + 2 * padding[1] - kernel[1]) // stride[1] + 1,
-    )
-
-
-def smallest_big_size(small: Any, kernel: Any, stride: Any, padding: Any) -> Pair:
-    """Return the least (height, width) that gives the small side: (small - 1) s - 2 p + k."""
-    return (
-        (small[0] - 1) * stride[0] - 2 * padding[0] + kernel[0],
-        (small[1] - 1) * stride[1] - 2 * padding[1] + kernel[1],
-    )
 
 
 # -------------------------------------------------------------------------- layout
@@ -208,21 +188,16 @@ def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = Non
     )
 
 
-def _fprop_shape(big, weight, stride, padding):
-    size = small_size(big.shape[2:], weight.shape[2:], stride, padding)
-    return (big.shape[0], weight.shape[0], *size)
-
-
 def _run_fprop(big, weight, bias, stride, padding, activation, negative_slope, implementation):
     if big.shape[0] == 0:
-        return _empty(big, _fprop_shape(big, weight, stride, padding))
+        return _empty(big, fprop_shape(big, weight, stride, padding))
     run = LAUNCHERS[implementation]["fprop"]
     stride, padding = tuple(stride), tuple(padding)
     return dense(run(big, weight, bias, stride, padding, activation, negative_slope))
 
 
 def _fake_fprop(big, weight, bias, stride, padding, activation, negative_slope, implementation):
-    return _empty(big, _fprop_shape(big, weight, stride, padding))
+    return _empty(big, fprop_shape(big, weight, stride, padding))
 
 
 def _run_dgrad(

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgan.convolution_sizes import Pair
 from fastgan.ops.activations import ACTIVATIONS
 from fastgan.ops.convolution import (
     REFERENCE,
-    Pair,
     dense,
     dgrad_operator,
     fprop_operator,

@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastgan.convolution_sizes import Pair, small_size, smallest_big_size
 from fastgan.ops import native_cpu, native_cuda
 from fastgan.ops.convolution import (
     CPU_WHERE_IT_WINS,
     LAUNCHERS,
-    Pair,
-    small_size,
-    smallest_big_size,
     tf32_allowed,
 )
 from fastgan.ops.implementations import (

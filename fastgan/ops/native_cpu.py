@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from fastgan import native, native_kernels
+from fastgan import native, native_convolution, native_kernels
+from fastgan.convolution_sizes import Pair, fprop_shape
 from fastgan.errors import BackendError
 from fastgan.ops.implementations import Implementation
 from fastgan.ops.native_launchers import (
@@ -30,7 +31,6 @@ from fastgan.ops.native_wins import (
 )
 
 Launchers = dict[str, Callable[..., torch.Tensor]]
-Pair = tuple[int, int]
 NCHW = "the input is contiguous (NCHW) and would be copied: use torch.channels_last"
 
 
@@ -143,13 +143,13 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
         return "direct" if found is None and insisted else found
 
     def fprop(big, weight, bias, stride, padding, activation, negative_slope):
-        small = native_kernels.small_shape(big, weight, stride, padding)
+        small = fprop_shape(big, weight, stride, padding)
         algorithm = algorithm_of(
             "fprop", big.shape[1], small, weight.shape[2:], stride, big.dtype, activation
         )
         if algorithm is None:
             return torchs["fprop"](big, weight, bias, stride, padding, activation, negative_slope)
-        return native_kernels.fprop(
+        return native_convolution.fprop(
             big, weight, bias, stride=stride, padding=padding,
             activation=activation, negative_slope=negative_slope, algorithm=algorithm,
         )  # fmt: skip
@@ -162,7 +162,7 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
             return torchs["dgrad"](
                 small, weight, bias, big_size, stride, padding, activation, negative_slope
             )
-        return native_kernels.dgrad(
+        return native_convolution.dgrad(
             small, weight, bias, big_size=big_size, stride=stride, padding=padding,
             activation=activation, negative_slope=negative_slope, algorithm=algorithm,
         )  # fmt: skip
@@ -171,7 +171,7 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
         algorithm = algorithm_of("wgrad", big.shape[1], small.shape, kernel_size, stride, big.dtype)
         if algorithm is None:
             return torchs["wgrad"](big, small, kernel_size, stride, padding, out_dtype)
-        return native_kernels.wgrad(
+        return native_convolution.wgrad(
             big, small, kernel_size=kernel_size, stride=stride, padding=padding,
             out_dtype=out_dtype, algorithm=algorithm,
         )  # fmt: skip

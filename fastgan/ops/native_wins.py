@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastgan import native_kernels
+from fastgan import native_convolution
 
 _MANY = 1 << 30
 _HALF, _FLOAT = (torch.bfloat16, torch.float16), (torch.float32,)
@@ -50,7 +50,7 @@ class ConvolutionWin:
         batch, pixels: the least batch, and pixels of the small side in it.
         most_pixels: of the small side in the batch.
         only_fused: only with an activation in the epilogue, which saves torch's pass for it.
-        algorithm: of `native_kernels.ALGORITHMS`; the row holds for what it serves.
+        algorithm: of `native_convolution.ALGORITHMS`; the row holds for what it serves.
     """
 
     levels: tuple[str, ...]
@@ -78,7 +78,7 @@ class ConvolutionWin:
             and self.pixels <= call.pixels <= self.most_pixels
             and (
                 self.algorithm == "direct"
-                or native_kernels.unsupported_by_winograd(
+                or native_convolution.unsupported_by_winograd(
                     dtype=call.dtype, kernel_size=call.kernel_size, stride=call.stride
                 )
                 is None

@@ -19,7 +19,7 @@ from native_cases import (
 from tolerances import assert_within, epsilon, sum_of_products
 from torch.nn import functional as F
 
-from fastgan import native_kernels
+from fastgan import native_convolution
 
 
 def transposed(small, weight, case: Convolution):
@@ -56,7 +56,7 @@ def check_case(case: Convolution, dtype, activation: str, has_bias: bool, out_dt
     bias = normal((case.s,), torch.float32, 4) if has_bias else None
     check(
         "fprop",
-        native_kernels.fprop(big, weight, bias, **settings_of_call, **epilogue),
+        native_convolution.fprop(big, weight, bias, **settings_of_call, **epilogue),
         F.conv2d(exact_big, exact_weight, None, case.stride, case.padding),
         F.conv2d(exact_big.abs(), exact_weight.abs(), None, case.stride, case.padding),
         case.b * taps + 1,
@@ -65,7 +65,7 @@ def check_case(case: Convolution, dtype, activation: str, has_bias: bool, out_dt
     bias = normal((case.b,), torch.float32, 5) if has_bias else None
     check(
         "dgrad",
-        native_kernels.dgrad(
+        native_convolution.dgrad(
             small, weight, bias, big_size=case.size, **settings_of_call, **epilogue
         ),
         transposed(exact_small, exact_weight, case),
@@ -73,7 +73,7 @@ def check_case(case: Convolution, dtype, activation: str, has_bias: bool, out_dt
         case.s * taps + 1,
         bias,
     )
-    actual = native_kernels.wgrad(
+    actual = native_convolution.wgrad(
         big, small, kernel_size=case.kernel, out_dtype=out_dtype, **settings_of_call
     )
     exact = weight_gradient(exact_big, exact_small, case)
@@ -121,7 +121,7 @@ def test_a_nan_reaches_the_pixels_that_read_it_and_no_others(level) -> None:
         big = normal((3, 16, 6, 6), dtype, 1)
         big[1, 5, 0, 0] = float("nan")
         weight = normal((8, 16, 3, 3), dtype, 2)
-        small = native_kernels.fprop(big, weight, None, stride=(1, 1), padding=(1, 1))
+        small = native_convolution.fprop(big, weight, None, stride=(1, 1), padding=(1, 1))
         expected = F.conv2d(big.double(), weight.double(), None, 1, 1).isnan()
         assert torch.equal(small.isnan(), expected)
 
@@ -129,11 +129,11 @@ def test_a_nan_reaches_the_pixels_that_read_it_and_no_others(level) -> None:
 def test_mismatched_sizes_are_refused(extension) -> None:
     big, small = normal((2, 4, 8, 8), torch.float32, 1), normal((2, 6, 5, 4), torch.float32, 2)
     with pytest.raises(RuntimeError, match="do not belong to this kernel, stride and padding"):
-        native_kernels.wgrad(big, small, kernel_size=(4, 4), stride=(2, 2), padding=(1, 1))
+        native_convolution.wgrad(big, small, kernel_size=(4, 4), stride=(2, 2), padding=(1, 1))
 
 
 def test_a_tensor_that_is_not_channels_last_is_refused(extension) -> None:
     big = torch.randn(2, 4, 8, 8)
     weight = normal((6, 4, 4, 4), torch.float32, 1)
     with pytest.raises(RuntimeError, match="big is not dense channels_last"):
-        native_kernels.fprop(big, weight, None, stride=(2, 2), padding=(1, 1))
+        native_convolution.fprop(big, weight, None, stride=(2, 2), padding=(1, 1))

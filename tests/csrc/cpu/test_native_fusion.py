@@ -25,7 +25,7 @@ from tolerances import assert_within, sum_of_products
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan import native_kernels
+from fastgan import native_convolution, native_kernels
 from fastgan.native_fusion import Prologue, Statistics
 
 EPS, MOMENTUM = 1e-5, 0.1
@@ -85,12 +85,12 @@ def test_statistics_are_those_of_the_stored_result(level, case, groups, dtype, o
 
     check(
         "fprop",
-        lambda bias, **fused: native_kernels.fprop(big, weight, bias, **call, **fused),
+        lambda bias, **fused: native_convolution.fprop(big, weight, bias, **call, **fused),
         case.s,
     )
     check(
         "dgrad",
-        lambda bias, **fused: native_kernels.dgrad(
+        lambda bias, **fused: native_convolution.dgrad(
             small, weight, bias, big_size=case.size, **call, **fused
         ),
         case.b,
@@ -133,26 +133,26 @@ def test_a_prologue_changes_no_bit_against_a_pass_of_its_own(
     call = {"stride": case.stride, "padding": case.padding}
     prologue = coarse_prologue(groups, case.b if side == "big" else case.s, activation, 4)
     if side == "big":
-        got = native_kernels.fprop(big, weight, None, **call, prologue=prologue)
+        got = native_convolution.fprop(big, weight, None, **call, prologue=prologue)
         ready = applied(big, prologue)
-        expected = native_kernels.fprop(ready, weight, None, **call)
+        expected = native_convolution.fprop(ready, weight, None, **call)
         gradients = [
-            native_kernels.wgrad(
+            native_convolution.wgrad(
                 big, small, kernel_size=case.kernel, **call, big_prologue=prologue
             ),
-            native_kernels.wgrad(ready, small, kernel_size=case.kernel, **call),
+            native_convolution.wgrad(ready, small, kernel_size=case.kernel, **call),
         ]
     else:
-        got = native_kernels.dgrad(
+        got = native_convolution.dgrad(
             small, weight, None, big_size=case.size, **call, prologue=prologue
         )
         ready = applied(small, prologue)
-        expected = native_kernels.dgrad(ready, weight, None, big_size=case.size, **call)
+        expected = native_convolution.dgrad(ready, weight, None, big_size=case.size, **call)
         gradients = [
-            native_kernels.wgrad(
+            native_convolution.wgrad(
                 big, small, kernel_size=case.kernel, **call, small_prologue=prologue
             ),
-            native_kernels.wgrad(big, ready, kernel_size=case.kernel, **call),
+            native_convolution.wgrad(big, ready, kernel_size=case.kernel, **call),
         ]
     assert got.isfinite().all()
     assert torch.equal(got, expected)
@@ -166,7 +166,7 @@ def test_a_prologue_of_any_scale_is_exact_up_to_rounding(level, activation, dtyp
     big = normal((case.n, case.b, *case.size), dtype, 1)
     weight = normal((case.s, case.b, *case.kernel), dtype, 2)
     scale, shift = normal((3, case.b), torch.float32, 3), normal((3, case.b), torch.float32, 4)
-    small = native_kernels.fprop(
+    small = native_convolution.fprop(
         big, weight, None, stride=case.stride, padding=case.padding,
         prologue=Prologue(scale, shift, activation, SLOPE),
     )  # fmt: skip
@@ -192,7 +192,7 @@ def test_a_block_needs_no_pass_for_its_statistics(level, groups, dtype) -> None:
     big = normal((6, 48, 9, 8), dtype, 1)
     weight = dense((torch.randn(70, 48, 4, 4) / 28).to(dtype))
     statistics = Statistics.empty(groups, 70)
-    x = native_kernels.fprop(
+    x = native_convolution.fprop(
         big, weight, None, stride=(2, 2), padding=(1, 1), statistics=statistics
     )
     gamma, beta = normal((70,), torch.float32, 2), normal((70,), torch.float32, 3)
@@ -238,7 +238,7 @@ def test_a_block_needs_no_pass_for_its_statistics(level, groups, dtype) -> None:
 def test_statistics_of_an_empty_batch_are_zero(level) -> None:
     big = dense(torch.zeros(0, 8, 4, 4))
     statistics = Statistics.empty(2, 6)
-    native_kernels.fprop(
+    native_convolution.fprop(
         big, normal((6, 8, 3, 3), torch.float32, 1), None, stride=(1, 1), padding=(1, 1),
         statistics=statistics,
     )  # fmt: skip
@@ -255,7 +255,7 @@ def operands() -> tuple[Tensor, Tensor]:
 
 def test_statistics_with_an_activation_are_refused(extension) -> None:
     with pytest.raises(RuntimeError, match="activation must be identity"):
-        native_kernels.fprop(
+        native_convolution.fprop(
             *operands(), **CALL, activation="relu", statistics=Statistics.empty(1, 6)
         )
 
@@ -263,32 +263,32 @@ def test_statistics_with_an_activation_are_refused(extension) -> None:
 @pytest.mark.parametrize("shape", [(3, 6), (1, 5), (0, 6)], ids=str)
 def test_statistics_that_do_not_fit_are_refused(extension, shape) -> None:
     with pytest.raises(RuntimeError, match=r"mean must be \[groups, 6\].*the batch of 4"):
-        native_kernels.fprop(*operands(), **CALL, statistics=Statistics.empty(*shape))
+        native_convolution.fprop(*operands(), **CALL, statistics=Statistics.empty(*shape))
 
 
 def test_a_second_moment_that_does_not_fit_is_refused(extension) -> None:
     statistics = Statistics(torch.empty(2, 6), torch.empty(1, 6))
     with pytest.raises(RuntimeError, match="m2 must be 12 contiguous float32 values"):
-        native_kernels.fprop(*operands(), **CALL, statistics=statistics)
+        native_convolution.fprop(*operands(), **CALL, statistics=statistics)
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (1, 6), (8,)], ids=str)
 def test_a_prologue_that_does_not_fit_is_refused(extension, shape) -> None:
     prologue = Prologue(torch.ones(shape), torch.zeros(shape))
     with pytest.raises(RuntimeError, match=r"scale must be \[groups, 8\].*the batch of 4"):
-        native_kernels.fprop(*operands(), **CALL, prologue=prologue)
+        native_convolution.fprop(*operands(), **CALL, prologue=prologue)
 
 
 def test_a_shift_that_does_not_fit_is_refused(extension) -> None:
     prologue = Prologue(torch.ones(1, 8), torch.zeros(1, 7))
     with pytest.raises(RuntimeError, match="shift must be 8 contiguous float32 values"):
-        native_kernels.fprop(*operands(), **CALL, prologue=prologue)
+        native_convolution.fprop(*operands(), **CALL, prologue=prologue)
 
 
 def test_two_prologues_of_a_weight_gradient_are_refused(extension) -> None:
     big, _ = operands()
     prologue = Prologue(torch.ones(1, 8), torch.zeros(1, 8))
     with pytest.raises(ValueError, match="big_prologue and small_prologue"):
-        native_kernels.wgrad(
+        native_convolution.wgrad(
             big, big, kernel_size=(3, 3), **CALL, big_prologue=prologue, small_prologue=prologue
         )

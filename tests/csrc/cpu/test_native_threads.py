@@ -9,7 +9,7 @@ import torch
 from native_cases import DTYPES, normal
 from torch import Tensor
 
-from fastgan import native_kernels
+from fastgan import native_convolution, native_kernels
 from fastgan.native_fusion import Prologue, Statistics
 
 
@@ -25,11 +25,11 @@ def convolutions(dtype: torch.dtype, algorithm: str = "direct") -> list[Tensor]:
     for n, b, s, size in ((9, 64, 70, 8), (5, 3, 33, 12), (3, 130, 20, 5), (2, 40, 140, 30)):
         call = {"stride": (2, 2), "padding": (1, 1), "algorithm": algorithm}
         big, weight = normal((n, b, size, size), dtype, 1), normal((s, b, 4, 4), dtype, 2)
-        small = native_kernels.fprop(big, weight, None, **call)
+        small = native_convolution.fprop(big, weight, None, **call)
         results += [
             small,
-            native_kernels.dgrad(small, weight, None, big_size=(size, size), **call),
-            native_kernels.wgrad(big, small, kernel_size=(4, 4), **call),
+            native_convolution.dgrad(small, weight, None, big_size=(size, size), **call),
+            native_convolution.wgrad(big, small, kernel_size=(4, 4), **call),
         ]
     return results
 
@@ -43,15 +43,15 @@ def fused_convolutions(dtype: torch.dtype) -> list[Tensor]:
             normal((2, b), torch.float32, 3), normal((2, b), torch.float32, 4), "relu"
         )
         of_small, of_big = Statistics.empty(4, s), Statistics.empty(4, b)
-        small = native_kernels.fprop(
+        small = native_convolution.fprop(
             big, weight, None, **call, prologue=prologue, statistics=of_small
         )
         results += [
             small,
-            native_kernels.dgrad(
+            native_convolution.dgrad(
                 small, weight, None, big_size=(size, size), **call, statistics=of_big
             ),
-            native_kernels.wgrad(big, small, kernel_size=(4, 4), **call, big_prologue=prologue),
+            native_convolution.wgrad(big, small, kernel_size=(4, 4), **call, big_prologue=prologue),
             of_small.mean, of_small.m2, of_big.mean, of_big.m2,
         ]  # fmt: skip
     return results

@@ -8,7 +8,7 @@ from native_cases import dense
 from tolerances import assert_within, epsilon
 from torch.nn import functional as F
 
-from fastgan import native, native_kernels, ops
+from fastgan import native, native_convolution, native_kernels, ops
 from fastgan.errors import BackendError
 
 BFLOAT16_LEVELS = {"avx512_bf16", "amx_bf16"}
@@ -47,10 +47,10 @@ def test_float32_layers_take_what_was_measured_to_win(
 
     def launched(*args, algorithm="direct", **rest):
         taken.append(algorithm)
-        return native_kernels_fprop(*args, algorithm=algorithm, **rest)
+        return convolution_fprop(*args, algorithm=algorithm, **rest)
 
-    native_kernels_fprop = native_kernels.fprop
-    monkeypatch.setattr(native_kernels, "fprop", launched)
+    convolution_fprop = native_convolution.fprop
+    monkeypatch.setattr(native_convolution, "fprop", launched)
     x, weight = drawn(batch, 64, 8, 8), drawn(128, 64, *kernel)
     with native.forced_level("avx512"), ops.backend(backend):
         y = ops.conv2d(x, weight, None, 2, 1)
@@ -198,7 +198,9 @@ def test_what_only_the_backward_pass_wins_is_torchs_where_nothing_records(
         pytest.skip("the table of bfloat16 pairs is asked")
     calls = []
     for name in ("fprop", "dgrad"):
-        monkeypatch.setattr(native_kernels, name, lambda *_, name=name, **__: calls.append(name))
+        monkeypatch.setattr(
+            native_convolution, name, lambda *_, name=name, **__: calls.append(name)
+        )
     # 64 -> 128 channels: dgrad and wgrad win, fprop does not; 3x3 kernels: wgrad alone.
     function, kernel = (ops.conv_transpose2d, 3) if transposed else (ops.conv2d, 4)
     x = drawn(16, 128 if transposed else 64, 16, 16, dtype=torch.bfloat16)

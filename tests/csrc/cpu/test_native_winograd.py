@@ -30,7 +30,7 @@ from tolerances import assert_within, epsilon, sum_of_products
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan import native_kernels
+from fastgan import native_convolution
 
 GEOMETRY = {"kernel": (4, 4), "stride": (2, 2)}
 #: Roundings of a sum beyond one for each of its products: two differences of the data, two sums of
@@ -143,11 +143,11 @@ def compute(direction: str, case: Convolution, operands: tuple[Tensor, Tensor], 
     """The native kernel of a direction."""
     call = {"stride": case.stride, "padding": case.padding, "algorithm": "winograd", **rest}
     if direction == "wgrad":
-        return native_kernels.wgrad(*operands, kernel_size=(4, 4), **call)
+        return native_convolution.wgrad(*operands, kernel_size=(4, 4), **call)
     bias = call.pop("bias", None)
     if direction == "fprop":
-        return native_kernels.fprop(*operands, bias, **call)
-    return native_kernels.dgrad(*operands, bias, big_size=case.size, **call)
+        return native_convolution.fprop(*operands, bias, **call)
+    return native_convolution.dgrad(*operands, bias, big_size=case.size, **call)
 
 
 def check_case(case: Convolution, activation: str, has_bias: bool, out_dtype) -> None:
@@ -257,7 +257,9 @@ def test_no_images_have_no_gradient(level) -> None:
     ids=str,
 )
 def test_what_it_does_not_serve_is_refused(extension, dtype, kernel, stride) -> None:
-    assert native_kernels.unsupported_by_winograd(dtype=dtype, kernel_size=kernel, stride=stride)
+    assert native_convolution.unsupported_by_winograd(
+        dtype=dtype, kernel_size=kernel, stride=stride
+    )
     big, weight = normal((2, 4, 8, 8), dtype, 1), normal((6, 4, *kernel), dtype, 2)
     with pytest.raises(RuntimeError, match="float32 with 4x4 kernels of stride 2 alone"):
-        native_kernels.fprop(big, weight, stride=stride, padding=(1, 1), algorithm="winograd")
+        native_convolution.fprop(big, weight, stride=stride, padding=(1, 1), algorithm="winograd")
