@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from fastgan import native_build
+from fastgan import environment, native_build
 from fastgan.errors import ConfigError, NativeBuildError
 
 try:
@@ -122,19 +122,12 @@ def mode() -> str:
     Raises:
         ConfigError: it is none of `MODES`.
     """
-    value = os.environ.get("FASTGAN_NATIVE", "").strip().lower() or "auto"
-    if value not in MODES:
-        raise ConfigError(f"FASTGAN_NATIVE={value!r} is not known; allowed: {', '.join(MODES)}")
-    return value
+    return environment.choice("FASTGAN_NATIVE", MODES)
 
 
 def cache_folder() -> Path:
-    """Return `$FASTGAN_CACHE/native`, or the user's cache folder where that is not set."""
-    chosen = os.environ.get("FASTGAN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "native"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastgan" / "native"
+    """Return the folder for libraries built on first use, `$FASTGAN_CACHE/native`."""
+    return environment.cache_folder() / "native"
 
 
 def installed_folder() -> Path:
@@ -234,18 +227,17 @@ def forced_level(name: str) -> Iterator[None]:
     """
     module = build().module
     before = module.level()
-    _force(module, name)
+    _force(module, name, f"instruction-set level {name!r}")
     try:
         yield
     finally:
-        _force(module, before)
+        module.force_level(before)
 
 
-def _force(module: ModuleType, name: str) -> None:
+def _force(module: ModuleType, name: str, asked: str) -> None:
+    """Force a level; `asked` is how the error names what was asked for."""
     if not module.force_level(name):
-        raise ConfigError(
-            f"instruction-set level {name!r} cannot run here; usable: {', '.join(module.levels())}"
-        )
+        raise ConfigError(f"{asked} cannot run here; usable: {', '.join(module.levels())}")
 
 
 def say(line: str) -> None:
@@ -268,7 +260,7 @@ def _load(folder: Path, origin: str) -> Extension:
         raise NativeBuildError(f"the library could not be loaded: {first}") from error
     level = os.environ.get("FASTGAN_NATIVE_LEVEL", "").strip().lower()
     if level:
-        _force(module, level)
+        _force(module, level, f"FASTGAN_NATIVE_LEVEL={level!r}")
     return Extension(module, folder, origin)
 
 

@@ -2,8 +2,8 @@
 
 The first call of each shape times the best few tiles of the shipped table on the data at hand and
 keeps the fastest, in this process and in a file, so that later runs do not time again. The file is
-$FASTGAN_CACHE/conv_autotune.json, by default under ~/.cache/fastgan. Without the variable nothing
-is timed: the table's arithmetic decides, which is the same on every run.
+$FASTGAN_CACHE/conv_autotune.json, by default under ~/.cache/fastgan. Without the variable, or with
+0, nothing is timed: the table's arithmetic decides, which is the same on every run.
 
 wgrad's rounding depends on how the reduction is split, hence on the tile: runs that must be
 bit-identical share the file or leave autotuning off.
@@ -21,6 +21,8 @@ from typing import TypeVar
 import torch
 import triton
 
+from fastgan.environment import cache_folder, choice
+
 Tile = TypeVar("Tile")
 
 # How many tiles of the table are compiled and timed; the estimate orders them.
@@ -30,9 +32,13 @@ _chosen: dict[str, str] = {}
 
 
 def enabled(device: torch.device) -> bool:
-    """Whether calls on a device are timed: asked for, and not inside a graph capture."""
+    """Whether calls on a device are timed: asked for, and not inside a graph capture.
+
+    Raises:
+        ConfigError: FASTGAN_AUTOTUNE is neither 0 nor 1.
+    """
     return (
-        os.environ.get("FASTGAN_AUTOTUNE") == "1"
+        choice("FASTGAN_AUTOTUNE", ("0", "1")) == "1"
         and device.type == "cuda"
         and not torch.cuda.is_current_stream_capturing()
     )
@@ -40,8 +46,7 @@ def enabled(device: torch.device) -> bool:
 
 def cache_file() -> Path:
     """Where the choices are kept."""
-    folder = os.environ.get("FASTGAN_CACHE")
-    return (Path(folder) if folder else Path.home() / ".cache" / "fastgan") / "conv_autotune.json"
+    return cache_folder() / "conv_autotune.json"
 
 
 def fastest(

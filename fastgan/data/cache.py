@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import TypeVar
+
+from fastgan.environment import cache_folder
 
 try:
     import fcntl
@@ -30,17 +31,8 @@ _ABANDONED_SECONDS = 7 * 24 * 3600  # where there are no locks to tell the livin
 
 
 def default_cache_dir() -> Path:
-    """`$FASTGAN_CACHE/images`, or the platform's cache folder where that is not set."""
-    chosen = os.environ.get("FASTGAN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "images"
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "fastgan" / "images"
+    """The folder for packed images, `$FASTGAN_CACHE/images`."""
+    return cache_folder() / "images"
 
 
 def build_once(

@@ -81,7 +81,9 @@ class TrainConfig:
     )
 
     objective: str = _setting(
-        "bce", "Adversarial objective: bce, non_saturating, least_squares, hinge, wasserstein ..."
+        "bce",
+        "Adversarial objective: bce, minimax, non_saturating, least_squares, wasserstein, hinge,"
+        " kl, reverse_kl, pearson_chi2, squared_hellinger, jensen_shannon or gan",
     )
     real_label: float = _setting(
         1.0, "Label of real images in D's loss (0.9 smooths it)", at_least=0.0, at_most=1.0

@@ -18,6 +18,7 @@ from PIL import Image
 import fastgan
 from fastgan import native, native_cuda
 from fastgan.cli.doctor import _native_kernels
+from fastgan.objectives import OBJECTIVES
 from fastgan.training import RunFolder
 
 
@@ -117,7 +118,7 @@ def test_help_teaches(capsys) -> None:
     for command, words in (
         ([], ["train", "resume", "sample", "doctor"]),
         (["train"], ["--image-size", "--preset", "64x96", "photos/", "may change on resume"]),
-        (["train"], ["--no-capture", "[default: (on)]", "[default: (0.0002)]"]),
+        (["train"], ["--no-capture", "[default: (on)]", "[default: (0.0002)]", *OBJECTIVES]),
         (["resume"], ["--steps", "--device", "exactly as if it had never stopped"]),
         (["sample"], ["--count", "--no-ema", "running statistics"]),
     ):

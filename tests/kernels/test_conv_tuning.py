@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from fastgan.errors import ConfigError
 from fastgan.kernels import conv_autotune, conv_tuning, convolution
 from fastgan.kernels.architecture import ARCHITECTURES
 from fastgan.kernels.conv_tuning import Chip, Configuration, Problem
@@ -110,3 +111,9 @@ def test_nothing_is_timed_unless_asked_for(monkeypatch):
     assert not conv_autotune.enabled(torch.device("cuda"))
     monkeypatch.setenv("FASTGAN_AUTOTUNE", "1")
     assert not conv_autotune.enabled(torch.device("cpu"))
+
+
+def test_an_unknown_wish_to_time_is_refused(monkeypatch):
+    monkeypatch.setenv("FASTGAN_AUTOTUNE", "yes")
+    with pytest.raises(ConfigError, match="FASTGAN_AUTOTUNE='yes' is not known; allowed: 0, 1"):
+        conv_autotune.enabled(torch.device("cuda"))
