@@ -174,8 +174,16 @@ def _include_flags() -> list[str]:
     return [flag for folder in folders for flag in ("-isystem", str(folder))]
 
 
-def _run(command: list[str], deadline: float) -> None:
-    """Run one compiler process; its first error becomes the exception's message."""
+def run_compiler(command: list[str], deadline: float) -> str:
+    """Run one compiler process and return what it said.
+
+    Args:
+        command: the program and its arguments.
+        deadline: of `time.monotonic()`, at which it is stopped.
+
+    Raises:
+        NativeBuildError: it failed; the message is its first error.
+    """
     try:
         done = subprocess.run(
             command,
@@ -189,10 +197,36 @@ def _run(command: list[str], deadline: float) -> None:
         raise NativeBuildError(f"{command[0]} took longer than {BUILD_LIMIT:.0f} s") from None
     except OSError as error:
         raise NativeBuildError(f"{command[0]} could not be run: {error}") from None
+    told = done.stdout.decode(errors="replace")
     if done.returncode:
-        lines = done.stdout.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        lines = told.strip().splitlines() or ["it said nothing"]
         first = next((line for line in lines if "error" in line.lower()), lines[-1])
         raise NativeBuildError(f"{Path(command[0]).name} failed ({done.returncode}): {first[:300]}")
+    return told
+
+
+def run_compilers(
+    commands: list[list[str]], deadline: float, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Run compiler processes side by side, one a core; the first that fails ends it.
+
+    Args:
+        commands, deadline: as of `run_compiler`.
+        progress: called with (commands done, commands in all) as they end.
+
+    Raises:
+        NativeBuildError: as `run_compiler`.
+    """
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+        pending = [pool.submit(run_compiler, command, deadline) for command in commands]
+        try:
+            for count, finished in enumerate(as_completed(pending), start=1):
+                finished.result()
+                if progress is not None:
+                    progress(count, len(commands))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def compile_library(folder: Path, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -216,37 +250,16 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     assert compiler is not None
     deadline = time.monotonic() + BUILD_LIMIT
     work, includes = units(sources), _include_flags()
-    workers = max(1, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(workers) as pool:
-        pending = [
-            pool.submit(
-                _run,
-                [
-                    compiler,
-                    *FLAGS,
-                    *unit.flags,
-                    *includes,
-                    "-c",
-                    str(unit.source),
-                    "-o",
-                    str(folder / unit.object_name),
-                ],
-                deadline,
-            )
-            for unit in work
-        ]
-        try:
-            for count, finished in enumerate(as_completed(pending), start=1):
-                finished.result()
-                if progress is not None:
-                    progress(count, len(work))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    commands = [
+        [compiler, *FLAGS, *unit.flags, *includes,
+         "-c", str(unit.source), "-o", str(folder / unit.object_name)]
+        for unit in work
+    ]  # fmt: skip
+    run_compilers(commands, deadline, progress)
     library = folder / LIBRARY
     objects = [str(folder / unit.object_name) for unit in work]
     torch_libraries = str(Path(torch.__file__).parent / "lib")
-    _run(
+    run_compiler(
         [compiler, "-shared", *objects, "-o", str(library), f"-L{torch_libraries}", "-ltorch_cpu"],
         deadline,
     )

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,30 +193,6 @@ def code_flags(architectures: Iterable[str], ptx: bool) -> list[str]:
     return flags
 
 
-def _run(command: list[str], deadline: float) -> str:
-    """Run one compiler process; return what it said, or raise with its first error."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=max(1.0, deadline - time.monotonic()),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        limit = native_build.BUILD_LIMIT
-        raise NativeBuildError(f"{command[0]} took longer than {limit:.0f} s") from None
-    except OSError as error:
-        raise NativeBuildError(f"{command[0]} could not be run: {error}") from None
-    told = done.stdout.decode(errors="replace")
-    if done.returncode:
-        lines = told.strip().splitlines() or [""]
-        first = next((line for line in lines if "error" in line.lower()), lines[-1])
-        raise NativeBuildError(f"{Path(command[0]).name} failed ({done.returncode}): {first[:300]}")
-    return told
-
-
 def compile_library(folder: Path, progress: Callable[[int, int], None] | None = None) -> Path:
     """Compile the CUDA library into `folder`, with a record of the build beside it.
 
@@ -244,22 +220,13 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     work = {folder / f"{name}.o": sources / f"{name}.cu" for name in FAMILIES}
     work |= {folder / f"{name}.o": sources / f"{name}.cpp" for name in HOST_SOURCES}
     code = code_flags(ARCHITECTURES, ptx=True)
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
-        pending = [
-            pool.submit(_run, [*base, *code, "-c", str(source), "-o", str(target)], deadline)
-            for target, source in work.items()
-        ]
-        try:
-            for count, finished in enumerate(as_completed(pending), start=1):
-                finished.result()
-                if progress is not None:
-                    progress(count, len(work))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    commands = [
+        [*base, *code, "-c", str(source), "-o", str(target)] for target, source in work.items()
+    ]
+    native_build.run_compilers(commands, deadline, progress)
     library = folder / LIBRARY
     wanted = [name for name in ("torch_cpu", "torch_cuda") if _has(torch_folder / "lib", name)]
-    _run(
+    native_build.run_compiler(
         [nvcc, "-shared", "-ccbin", host, *map(str, work), "-o", str(library),
          f"-L{torch_folder / 'lib'}", *(f"-l{name}" for name in wanted)],
         deadline,
@@ -302,7 +269,7 @@ def resources(
     def inspect(pair: tuple[str, str], folder: str) -> list[KernelResources]:
         architecture, family = pair
         target = Path(folder, f"{family}.{architecture}.cubin")
-        told = _run(
+        told = native_build.run_compiler(
             [nvcc, *FLAGS, *code_flags([architecture], ptx=False), "-Xptxas=-v", "-cubin",
              str(sources / f"{family}.cu"), "-o", str(target)],
             deadline,
