@@ -54,7 +54,15 @@ X86_LEVELS: dict[str, tuple[str, ...]] = {
     ),
 }
 #: Sources compiled once, for any processor of the architecture.
-BASE_SOURCES = ("memory", "parallel", "levels", "operators", "convolution_operators", "host")
+BASE_SOURCES = (
+    "memory",
+    "parallel",
+    "levels",
+    "operators",
+    "convolution_operators",
+    "image_operators",
+    "host",
+)
 #: Sources compiled once for every level.
 LEVEL_SOURCES = ("level",)
 

@@ -81,6 +81,16 @@ struct AdversarialLoss {
   double real_label, fake_label;
 };
 
+// batch[n] = images[indices[n]] / 127.5 - 1, mirrored left and right where flips[n].
+struct ImageBatch {
+  DataType type;                           // of the batch
+  int64_t count, height, width, channels;  // the batch is [count, height, width, channels]
+  const uint8_t* images;                   // [any, height, width, channels]
+  const int64_t* indices;                  // [count], each of an image that is there
+  const uint8_t* flips;                    // [count], 0 or not; or null
+  void* batch;
+};
+
 // What an operand of a convolution is read as: act(scale * x + shift), rounded to x's type.
 struct Prologue {
   const float *scale, *shift;  // [groups, channels]; null: the operand as it is
@@ -134,6 +144,7 @@ struct Kernels {
   void (*bias_act_forward)(const BiasAct&);
   void (*bias_act_backward)(const BiasAct&);
   void (*adversarial_loss)(const AdversarialLoss&);
+  void (*image_batch)(const ImageBatch&);
   Convolutions direct, winograd;
 };
 

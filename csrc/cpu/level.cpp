@@ -15,6 +15,7 @@ void batch_norm_backward(const BatchNormBackward&);
 void bias_act_forward(const BiasAct&);
 void bias_act_backward(const BiasAct&);
 void adversarial_loss(const AdversarialLoss&);
+void image_batch(const ImageBatch&);
 void winograd_fprop(const Convolution&);
 void winograd_dgrad(const Convolution&);
 void winograd_wgrad(const Convolution&);
@@ -25,6 +26,7 @@ void winograd_wgrad(const Convolution&);
 #include "adversarial_loss.h"
 #include "batch_norm_act.h"
 #include "bias_act.h"
+#include "image_batch.h"
 #include "winograd_convolution.h"
 #include "winograd_weight_gradient.h"
 
@@ -43,6 +45,7 @@ using avx512_bf16::batch_norm_backward;
 using avx512_bf16::batch_norm_forward;
 using avx512_bf16::bias_act_backward;
 using avx512_bf16::bias_act_forward;
+using avx512_bf16::image_batch;
 using avx512_bf16::winograd_dgrad;
 using avx512_bf16::winograd_fprop;
 using avx512_bf16::winograd_wgrad;
@@ -54,6 +57,7 @@ const Kernels kernels = {
     bias_act_forward,
     bias_act_backward,
     adversarial_loss,
+    image_batch,
     {tile_fprop, tile_dgrad, tile_wgrad},
     {winograd_fprop, winograd_dgrad, winograd_wgrad},
 };
@@ -65,6 +69,7 @@ const Kernels kernels = {
     bias_act_forward,
     bias_act_backward,
     adversarial_loss,
+    image_batch,
     {fprop, dgrad, wgrad},
     {winograd_fprop, winograd_dgrad, winograd_wgrad},
 };

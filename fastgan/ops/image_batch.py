@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastgan.native_images import index_error
+from fastgan.ops import native_cpu
 from fastgan.ops.implementations import (
     Choice,
     Implementation,
@@ -22,6 +24,7 @@ from fastgan.ops.implementations import (
     triton_prefers,
     triton_supports,
 )
+from fastgan.ops.library import register
 
 
 class Call(NamedTuple):
@@ -32,11 +35,22 @@ class Call(NamedTuple):
 
 
 def _reference(images: Tensor, indices: Tensor, flips: Tensor | None, dtype: torch.dtype) -> Tensor:
-    batch = images.index_select(0, indices).permute(0, 3, 1, 2)
+    try:
+        batch = images.index_select(0, indices).permute(0, 3, 1, 2)
+    except (IndexError, RuntimeError):
+        if indices.device.type == "cpu":
+            _check_range(indices, images.shape[0])
+        raise
     if flips is not None:
         batch = torch.where(flips[:, None, None, None], batch.flip(3), batch)
     wide = batch.to(torch.float32, memory_format=torch.channels_last)
     return wide.div_(127.5).sub_(1.0).to(dtype)
+
+
+def _check_range(indices: Tensor, count: int) -> None:
+    outside = ((indices < 0) | (indices >= count)).nonzero()
+    if len(outside):
+        raise index_error(indices, int(outside[0]), count)
 
 
 def _triton(images: Tensor, indices: Tensor, flips: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -46,6 +60,7 @@ def _triton(images: Tensor, indices: Tensor, flips: Tensor | None, dtype: torch.
 
 
 IMPLEMENTATIONS = (
+    native_cpu.IMAGE_BATCH,
     Implementation(
         "triton",
         lambda call: triton_supports(call.device, call.dtype),
@@ -53,6 +68,24 @@ IMPLEMENTATIONS = (
         _triton,
     ),
     Implementation("reference", always, always, _reference),
+)
+
+
+def _run(images, indices, flips, dtype, implementation):
+    return implementation_named(IMPLEMENTATIONS, implementation).run(images, indices, flips, dtype)
+
+
+def _fake(images, indices, flips, dtype, implementation):
+    batch = images.new_empty((indices.shape[0], *images.shape[1:]), dtype=dtype)
+    return batch.permute(0, 3, 1, 2)
+
+
+# For torch.compile; without a derivative to take, an eager call needs no dispatcher.
+_operator = register(
+    "image_batch(Tensor images, Tensor indices, Tensor? flips, ScalarType dtype, "
+    "str implementation) -> Tensor",
+    _run,
+    _fake,
 )
 
 
@@ -66,8 +99,7 @@ def image_batch(
 
     Args:
         images: uint8 [count, H, W, C], dense: the whole data set, or a staged batch.
-        indices: int64 [N] on the same device, each from 0 to count − 1 (not checked on a GPU, so
-            as not to wait for it).
+        indices: int64 [N] on the same device, each from 0 to count − 1.
         flips: bool [N], which images to mirror left and right; None for none.
         dtype: float32, bfloat16 or float16.
 
@@ -76,6 +108,7 @@ def image_batch(
 
     Raises:
         ValueError: an argument has the wrong dtype or shape.
+        IndexError: an index is out of range. Not on a GPU, so as not to wait for it.
         BackendError: the backend insisted on cannot serve the call.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
@@ -93,7 +126,9 @@ def image_batch(
             f"{list(flips.shape)}"
         )
     implementation = choice(images, dtype).chosen
-    return implementation_named(IMPLEMENTATIONS, implementation).run(images, indices, flips, dtype)
+    if implementation != "reference" and torch.compiler.is_compiling():
+        return _operator(images, indices, flips, dtype, implementation)
+    return _run(images, indices, flips, dtype, implementation)
 
 
 def choice(images: Tensor, dtype: torch.dtype) -> Choice:

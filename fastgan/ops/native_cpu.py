@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fastgan import native, native_convolution, native_kernels
+from fastgan import native, native_convolution, native_images, native_kernels
 from fastgan.convolution_sizes import Pair, fprop_shape
 from fastgan.errors import BackendError
 from fastgan.ops.implementations import Implementation
@@ -219,4 +219,19 @@ ADVERSARIAL_LOSS = Implementation(
     _supports_loss,
     lambda call: prefers_elementwise(True),
     loss_launchers(native_kernels, _require),
+)
+
+
+def _image_batch(
+    images: torch.Tensor, indices: torch.Tensor, flips: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    _require()
+    return native_images.gather(images, indices, flips, dtype)
+
+
+IMAGE_BATCH = Implementation(
+    "cpu",
+    lambda call: supports(call.device, call.dtype),
+    lambda call: prefers_elementwise(True),
+    _image_batch,
 )

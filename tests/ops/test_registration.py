@@ -40,6 +40,12 @@ def samples(device, implementation):
         "bias_act_backward": (x, x + 1, mean, *epilogue),
         "discriminator_loss": (*logits, "hinge", 1.0, 0.0),
         "generator_loss": (logits[0], "non_saturating"),
+        "image_batch": (
+            torch.arange(180, dtype=torch.uint8, device=device).view(3, 4, 5, 3),
+            torch.tensor([2, 0], device=device),
+            torch.tensor([True, False], device=device),
+            torch.bfloat16,
+        ),
     }  # fmt: skip
     return {name: (*arguments, implementation) for name, arguments in calls.items()}
 

@@ -1,12 +1,15 @@
 // Runs the native kernels without Python and without torch, for the sanitizers and for AMX tiles in
-// software: drawn convolutions against float64, everything else for its memory accesses, results
-// compared bit by bit between 1, 2 and 5 threads. Every buffer is exactly as large as it must be.
+// software: drawn convolutions against float64, batches of images bit by bit, everything else for its
+// memory accesses; results are compared bit by bit between 1, 2 and 5 threads. Every buffer is exactly
+// as large as it must be.
 //
 // usage: kernel_harness CASES SEED; the exit status is 0 if all is well.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -116,6 +119,47 @@ void try_loss(const Kernels& kernels, DataType type) {
   expect_finite(results, kernels.name, "the loss is not finite");
 }
 
+// Images against the division that they stand for, bit by bit.
+void try_image_batch(const Kernels& kernels, DataType type) {
+  constexpr int64_t kImages = 3;
+  const bool wide = draw(0, 19) == 0;  // rows of more than a piece, several tasks
+  ImageBatch call{};
+  call.type = type;
+  call.count = draw(1, 6);
+  call.height = draw(1, wide ? 3 : 8);
+  call.width = wide ? draw(2000, 9000) : draw(1, 40);
+  call.channels = wide ? draw(1, 5) : draw_channels();
+  snprintf(drawn, sizeof drawn, "images, type %d, %ld x %ld x %ld x %ld", static_cast<int>(type),
+           call.count, call.height, call.width, call.channels);
+  const int64_t row = call.width * call.channels, values = call.height * row;
+  const std::unique_ptr<uint8_t[]> images(new uint8_t[kImages * values]);
+  const std::unique_ptr<int64_t[]> indices(new int64_t[call.count]);
+  const std::unique_ptr<uint8_t[]> flips(new uint8_t[call.count]);
+  for (int64_t at = 0; at < kImages * values; ++at) {
+    images[at] = static_cast<uint8_t>(draw(0, 255));
+  }
+  for (int64_t n = 0; n < call.count; ++n) {
+    indices[n] = draw(0, kImages - 1);
+    flips[n] = static_cast<uint8_t>(draw(0, 1));
+  }
+  Buffer batch(type, call.count * values), expected(type, batch.count);
+  call.images = images.get();
+  call.indices = indices.get();
+  call.flips = draw(0, 3) ? flips.get() : nullptr;
+  call.batch = batch.data.get();
+  for (int64_t at = 0; at < batch.count; ++at) {
+    const int64_t n = at / values, in_row = at % row, x = in_row / call.channels;
+    const int64_t mirrored = (call.width - 1 - 2 * x) * call.channels;
+    const bool flip = call.flips && call.flips[n];
+    const uint8_t byte = images[indices[n] * values + at % values + (flip ? mirrored : 0)];
+    expected.set(at, static_cast<float>(byte) / 127.5f - 1.0f);
+  }
+  with_threads(batch, kernels.name, "a batch of images differs between threads",
+               [&] { kernels.image_batch(call); });
+  expect(memcmp(batch.data.get(), expected.data.get(), batch.count * bytes_of(type)) == 0,
+         kernels.name, "a batch of images is wrong");
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -129,6 +173,7 @@ int main(int, char** arguments) {
         try_convolution(*kernels, type);
         try_batch_norm(*kernels, type);
         try_loss(*kernels, type);
+        try_image_batch(*kernels, type);
       }
       try_convolution(*kernels, DataType::float32, true);
     }

@@ -1,8 +1,8 @@
 """The kernels under the address and undefined-behaviour sanitizers, and AMX tiles in software.
 
 A program without Python runs them: drawn convolutions against float64 (convolution_harness.cpp),
-batch norm, bias and losses for their memory accesses (kernel_harness.cpp), every result with 1, 2
-and 5 threads bit by bit.
+batches of images bit by bit, batch norm, bias and losses for their memory accesses
+(kernel_harness.cpp), every result with 1, 2 and 5 threads.
 """
 
 from __future__ import annotations
