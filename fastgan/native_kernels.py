@@ -70,7 +70,13 @@ def operators() -> Any:
 
 def vector(values: Tensor | None) -> Tensor | None:
     """Return a parameter as the kernels read it, contiguous float32; None for None."""
-    return None if values is None else values.detach().float().contiguous()
+    if values is None:
+        return None
+    if values.requires_grad:
+        values = values.detach()
+    if values.dtype != torch.float32:
+        values = values.float()
+    return values if values.is_contiguous() else values.contiguous()
 
 
 def forward_training(
@@ -118,7 +124,9 @@ def forward_training(
 def _copy_back(used: list[Tensor | None], *buffers: Tensor | None) -> None:
     """Carry the kernel's writes into running statistics of another dtype or layout than its own."""
     for buffer, written in zip(buffers, used, strict=True):
-        if buffer is not None and written is not None and buffer.data_ptr() != written.data_ptr():
+        if buffer is None or written is None or buffer is written:
+            continue
+        if buffer.data_ptr() != written.data_ptr():
             buffer.copy_(written)
 
 

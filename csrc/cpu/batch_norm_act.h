@@ -18,14 +18,15 @@ namespace fastgan::cpu::FASTGAN_LEVEL {
 struct RowTasks {
   int64_t rows, block_rows, blocks, count;
 
-  RowTasks(int64_t all_rows, int64_t row_bytes) : rows(all_rows) {
-    // A task costs a partial for every channel, which one thread merges: few for small tensors.
-    constexpr int64_t kBlockBytes = 16384, kTaskBytes = 262144, kMostTasks = 32;
+  // A task of batch norm costs a partial for every channel, which one thread merges: few for small
+  // tensors.
+  RowTasks(int64_t all_rows, int64_t row_bytes, int64_t task_bytes = 262144) : rows(all_rows) {
+    constexpr int64_t kBlockBytes = 16384, kMostTasks = 32;
     block_rows = kBlockBytes / row_bytes;
     if (block_rows < 8) block_rows = 8;
     if (block_rows > 2048) block_rows = 2048;
     blocks = (rows + block_rows - 1) / block_rows;
-    count = rows * row_bytes / kTaskBytes;
+    count = rows * row_bytes / task_bytes;
     if (count < 1) count = 1;
     if (count > kMostTasks) count = kMostTasks;
     if (count > blocks) count = blocks;

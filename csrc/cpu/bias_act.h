@@ -1,7 +1,9 @@
 // Bias and activation over [rows, channels], forward and backward: one pass each way.
 //
 // Few channels (an image's three) would leave most lanes idle, so rows are folded: `fold` rows of
-// `channels` are one row of fold * channels, with the bias repeated.
+// `channels` are one row of fold * channels, with the bias repeated. Less than a vector of them is
+// folded to the widest block of channels, whose vectors are independent: an activation like tanh is
+// one long chain.
 #pragma once
 
 #include "batch_norm_act.h"
@@ -21,10 +23,18 @@ struct FoldedRows {
     while (fold < kLanes && all_rows % (2 * fold) == 0 && row_channels * fold % kLanes != 0) {
       fold *= 2;
     }
+    while (row_channels < kLanes && fold < 4 * kLanes && all_rows % (2 * fold) == 0) fold *= 2;
     rows = all_rows / fold;
     channels = row_channels * fold;
   }
 };
+
+// Tasks whose partials are few floats: small enough for all threads to have one where a tensor is
+// worth two, smaller where every element takes long.
+FASTGAN_SHARED int64_t task_bytes(Activation activation) {
+  const bool is_long = activation == Activation::tanh || activation == Activation::sigmoid;
+  return is_long ? 32768 : 131072;
+}
 
 // The bias of the folded row, or zeros, in scratch memory padded to whole vectors.
 FASTGAN_SHARED const float* repeated_bias(const BiasAct& call, const FoldedRows& folded) {
@@ -42,7 +52,7 @@ void bias_act_forward(const BiasAct& call) {
   const float* bias = repeated_bias(call, folded);
   with_type(call.type, [&](auto element) {
     using T = typename decltype(element)::type;
-    const RowTasks tasks(folded.rows, folded.channels * sizeof(T));
+    const RowTasks tasks(folded.rows, folded.channels * sizeof(T), task_bytes(call.activation));
     with_activation(call.activation, [&](auto activation) {
       parallel_for(tasks.count, [&](int64_t task) {
         tasks.for_blocks(task, [&](int64_t first, int64_t rows) {
@@ -77,7 +87,8 @@ void bias_act_backward(const BiasAct& call) {
   const int64_t stride = padded(folded.channels);
   with_type(call.type, [&](auto element) {
     using T = typename decltype(element)::type;
-    const RowTasks tasks(folded.rows, folded.channels * 2 * sizeof(T));
+    const RowTasks tasks(folded.rows, folded.channels * 2 * sizeof(T),
+                         task_bytes(call.activation));
     auto* partials =
         static_cast<float*>(scratch(Scratch::partials, tasks.count * stride * sizeof(float)));
     with_activation(call.activation, [&](auto activation) {

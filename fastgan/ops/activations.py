@@ -1,8 +1,9 @@
 """The activations that operators fold into themselves, as data.
 
-Each record gives the function and its derivative twice: from the input z, where an operator keeps z
-(batch norm recomputes it), and from the output y, where it keeps y (a convolution's epilogue). All
-are torch functions with derivatives of their own, so the derivative of a derivative is right too.
+Each record gives the function, also in place, and its derivative twice: from the input z, where an
+operator keeps z (batch norm recomputes it), and from the output y, where it keeps y (a
+convolution's epilogue). All are torch functions with derivatives of their own, so the derivative of
+a derivative is right too.
 At 0 relu and leaky_relu have the derivative from the left, as torch has it.
 """
 
@@ -24,6 +25,8 @@ class Activation:
 
     name: str
     apply: Callable[[Tensor, float], Tensor]
+    #: The same on a tensor that nobody else needs; for leaky_relu slope must be >= 0.
+    apply_in_place: Callable[[Tensor, float], Tensor]
     #: (grad, z, slope) -> the gradient at z.
     backward_from_input: Callable[[Tensor, Tensor, float], Tensor]
     #: (grad, y, slope) -> the same, read off the output; for leaky_relu slope must be >= 0.
@@ -50,30 +53,35 @@ _ALL = (
     Activation(
         "identity",
         apply=lambda z, slope: z,
+        apply_in_place=lambda z, slope: z,
         backward_from_input=_identity_backward,
         backward_from_output=_identity_backward,
     ),
     Activation(
         "relu",
-        apply=lambda z, slope: F.relu(z),
+        apply=lambda z, slope: torch.relu(z),
+        apply_in_place=lambda z, slope: torch.relu_(z),
         backward_from_input=_relu_backward,
         backward_from_output=_relu_backward,
     ),
     Activation(
         "leaky_relu",
         apply=lambda z, slope: F.leaky_relu(z, slope),
+        apply_in_place=lambda z, slope: F.leaky_relu_(z, slope),
         backward_from_input=lambda g, z, slope: aten.leaky_relu_backward(g, z, slope, False),
         backward_from_output=lambda g, y, slope: aten.leaky_relu_backward(g, y, slope, True),
     ),
     Activation(
         "tanh",
         apply=lambda z, slope: torch.tanh(z),
+        apply_in_place=lambda z, slope: z.tanh_(),
         backward_from_input=lambda g, z, slope: _tanh_backward(g, torch.tanh(z), slope),
         backward_from_output=_tanh_backward,
     ),
     Activation(
         "sigmoid",
         apply=lambda z, slope: torch.sigmoid(z),
+        apply_in_place=lambda z, slope: z.sigmoid_(),
         backward_from_input=lambda g, z, slope: _sigmoid_backward(g, torch.sigmoid(z), slope),
         backward_from_output=_sigmoid_backward,
     ),
@@ -87,6 +95,18 @@ def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
     if activation == "identity":
         return z
     return ACTIVATIONS[activation].apply(z, negative_slope)
+
+
+def activate_fresh(z: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Activate a tensor that was just made and that no derivative needs: in place if possible.
+
+    One pass over memory less than `activate`, which makes another tensor.
+    """
+    if activation == "identity":
+        return z
+    if activation == "leaky_relu" and negative_slope < 0:  # its derivative in place needs the sign
+        return F.leaky_relu(z, negative_slope)
+    return ACTIVATIONS[activation].apply_in_place(z, negative_slope)
 
 
 def check_activation(activation: str) -> None:

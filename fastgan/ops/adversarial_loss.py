@@ -318,5 +318,5 @@ def choice(*logits: Tensor, **arguments: Any) -> Choice:
     """Return what would serve the loss of these logits."""
     if transformed():
         return choice_when_transformed("adversarial_loss", IMPLEMENTATIONS)
-    call = Call(logits[0].device, tuple(tensor.dtype for tensor in logits))
-    return cached_choice("adversarial_loss", IMPLEMENTATIONS, call)
+    properties = (logits[0].device, tuple([tensor.dtype for tensor in logits]))
+    return cached_choice("adversarial_loss", IMPLEMENTATIONS, properties, Call._make)

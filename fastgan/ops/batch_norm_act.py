@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgan.ops import native_cpu
 from fastgan.ops.activations import check_activation
 from fastgan.ops.batch_norm_act_operators import (
     IMPLEMENTATIONS,
@@ -37,9 +38,11 @@ from fastgan.ops.implementations import (
     Choice,
     cached_choice,
     choice_when_transformed,
+    recorded,
     transformed,
     transformed_backward,
 )
+from fastgan.ops.native_wins import FEWEST_BATCH_NORM_ELEMENTS
 
 
 class BatchNormAct(torch.autograd.Function):
@@ -85,10 +88,14 @@ class BatchNormAct(torch.autograd.Function):
             grad_x if ctx.needs_input_grad[0] else None,
             None,
             None,
-            grad_weight.to(weight.dtype) if ctx.needs_input_grad[3] else None,
-            grad_bias.to(bias.dtype) if ctx.needs_input_grad[4] else None,
+            _of_dtype(grad_weight, weight.dtype) if ctx.needs_input_grad[3] else None,
+            _of_dtype(grad_bias, bias.dtype) if ctx.needs_input_grad[4] else None,
             *(None,) * 7,
         )
+
+
+def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def batch_norm_act(
@@ -133,6 +140,11 @@ def batch_norm_act(
         raise ValueError(
             f"stat_groups={stat_groups} must be at least 1 and divide the batch of {x.shape[0]}"
         )
+    if native_cpu.too_few(x, FEWEST_BATCH_NORM_ELEMENTS):
+        return reference(
+            x, running_mean, running_var, weight, bias, training, momentum, eps, activation,
+            negative_slope, stat_groups,
+        )  # fmt: skip
     implementation = choice(
         x, running_mean, running_var, weight, bias, training, activation=activation
     ).chosen
@@ -144,10 +156,22 @@ def batch_norm_act(
             negative_slope, stat_groups,
         )  # fmt: skip
     contiguous = x.is_contiguous()
-    y = BatchNormAct.apply(
-        x.contiguous(memory_format=torch.channels_last), running_mean, running_var, weight, bias,
-        training, momentum, eps, activation, negative_slope, stat_groups, implementation,
-    )  # fmt: skip
+    x = x.contiguous(memory_format=torch.channels_last)
+    if recorded(x, weight, bias):
+        y = BatchNormAct.apply(
+            x, running_mean, running_var, weight, bias, training, momentum, eps, activation,
+            negative_slope, stat_groups, implementation,
+        )  # fmt: skip
+    elif training:
+        y, _, _ = training_operator(
+            x, running_mean, running_var, weight, bias, momentum, eps, activation,
+            negative_slope, stat_groups, implementation,
+        )  # fmt: skip
+    else:
+        y = inference_operator(
+            x, running_mean, running_var, weight, bias, eps, activation, negative_slope,
+            implementation,
+        )  # fmt: skip
     return y.contiguous() if contiguous else y
 
 
@@ -167,13 +191,14 @@ def choice(
     """Return what would serve `batch_norm_act` with these arguments."""
     if transformed():
         return choice_when_transformed("batch_norm_act", IMPLEMENTATIONS)
-    call = Call(
+    dimensions = x.dim()
+    properties = (
         x.device,
         x.dtype,
-        x.dim(),
+        dimensions,
         x.numel(),
-        x.shape[1] if x.dim() > 1 else 0,
-        x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
+        x.size(1) if dimensions > 1 else 0,
+        dimensions == 4 and x.is_contiguous(memory_format=torch.channels_last),
         training,
         activation,
         (
@@ -182,8 +207,9 @@ def choice(
             None if weight is None else weight.dtype,
             None if bias is None else bias.dtype,
         ),
+        recorded(x, weight, bias),
     )
-    return cached_choice("batch_norm_act", IMPLEMENTATIONS, call)
+    return cached_choice("batch_norm_act", IMPLEMENTATIONS, properties, Call._make)
 
 
 def _valid(

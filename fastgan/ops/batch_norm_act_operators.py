@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from fastgan.ops import native_cpu, native_cuda
-from fastgan.ops.activations import ACTIVATIONS, activate
+from fastgan.ops.activations import ACTIVATIONS, activate_fresh
 from fastgan.ops.implementations import (
     Implementation,
     always,
@@ -37,6 +37,8 @@ class Call(NamedTuple):
     activation: str
     #: dtypes of running_mean, running_var, weight and bias.
     parameters: tuple[torch.dtype | None, ...]
+    #: Whether autograd records the call.
+    recorded: bool
 
 
 # ------------------------------------------------------------------------ reference
@@ -48,7 +50,7 @@ def reference(
 ):  # fmt: skip
     """Compute with torch's own functions, differentiable by torch's own derivatives."""
     if stat_groups == 1 or not training:
-        y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        y = _batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
         # Differentiable torch functions want their running statistics unchanged until backward:
         # they are not read in training, so each slice may update them in turn.
@@ -57,7 +59,16 @@ def reference(
             for part in x.chunk(stat_groups)
         ]
         y = torch.cat(slices)
-    return activate(y, activation, negative_slope)
+    return activate_fresh(y, activation, negative_slope)
+
+
+def _batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps):
+    """F.batch_norm; without what it checks in Python where that is sure to hold on a CPU."""
+    if not x.is_cpu or x.dim() < 2 or (training and x.numel() <= x.size(1)):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return torch.batch_norm(
+        x, weight, bias, running_mean, running_var, training, momentum, eps, True
+    )
 
 
 def _reference_training(
@@ -70,14 +81,14 @@ def _reference_training(
     ]
     y = torch.cat([part[0] for part in slices])
     mean, invstd = (torch.stack([part[i] for part in slices]) for i in (1, 2))
-    return activate(y, activation, negative_slope), mean, invstd
+    return activate_fresh(y, activation, negative_slope), mean, invstd
 
 
 def _reference_inference(
     x, running_mean, running_var, weight, bias, eps, activation, negative_slope
 ):
     y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)
-    return activate(y, activation, negative_slope)
+    return activate_fresh(y, activation, negative_slope)
 
 
 def reference_backward(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import native_cpu, native_cuda
-from fastgan.ops.activations import ACTIVATIONS, activate, check_activation
+from fastgan.ops.activations import ACTIVATIONS, activate, activate_fresh, check_activation
 from fastgan.ops.implementations import (
     Choice,
     Implementation,
@@ -23,12 +23,14 @@ from fastgan.ops.implementations import (
     cached_choice,
     choice_when_transformed,
     implementation_named,
+    recorded,
     transformed,
     transformed_backward,
     triton_prefers,
     triton_supports,
 )
 from fastgan.ops.library import register
+from fastgan.ops.native_wins import FEWEST_BIAS_ACT_ELEMENTS
 
 
 class Call(NamedTuple):
@@ -39,18 +41,25 @@ class Call(NamedTuple):
     bias_dtype: torch.dtype | None
     dimensions: int
     elements: int
+    channels: int
     channels_last: bool
     activation: str
+    #: Whether autograd records the call.
+    recorded: bool
 
 
 def _with_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return x
-    return x + bias.to(x.dtype).view(1, -1, *(1,) * (x.dim() - 2))
+    if bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
+    return x + bias.view(-1, *(1,) * (x.dim() - 2))
 
 
 def _reference_forward(x, bias, activation, negative_slope):
-    return activate(_with_bias(x, bias), activation, negative_slope)
+    if bias is None:
+        return activate(x, activation, negative_slope)
+    return activate_fresh(_with_bias(x, bias), activation, negative_slope)
 
 
 def _reference_backward(grad_y, x, bias, activation, negative_slope):
@@ -164,7 +173,9 @@ class BiasAct(torch.autograd.Function):
         else:
             grad_y = grad_y.contiguous(memory_format=torch.channels_last)
             grads = _backward_operator(grad_y, x, bias, activation, negative_slope, implementation)
-        grad_bias = grads[1].to(bias.dtype) if ctx.needs_input_grad[1] else None
+        grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_bias = grads[1] if grads[1].dtype == bias.dtype else grads[1].to(bias.dtype)
         return grads[0], grad_bias, None, None, None
 
 
@@ -190,17 +201,20 @@ def bias_act(
         BackendError: the backend insisted on cannot serve the call.
     """
     check_activation(activation)
-    if bias is not None and (x.dim() < 2 or bias.shape != x.shape[1:2]):
+    if bias is not None and (x.dim() < 2 or bias.shape != (x.size(1),)):
         raise ValueError(
             f"bias must have shape [{x.shape[1] if x.dim() > 1 else 'C'}] for an input of shape "
             f"{list(x.shape)}, not {list(bias.shape)}"
         )
+    if native_cpu.too_few(x, FEWEST_BIAS_ACT_ELEMENTS):
+        return _reference_forward(x, bias, activation, negative_slope)
     implementation = choice(x, bias, activation).chosen
     if implementation == "reference" or x.numel() == 0:
         return _reference_forward(x, bias, activation, negative_slope)
     contiguous = x.is_contiguous()
     x = x.contiguous(memory_format=torch.channels_last)
-    y = BiasAct.apply(x, bias, activation, negative_slope, implementation)
+    call = BiasAct.apply if recorded(x, bias) else _forward_operator
+    y = call(x, bias, activation, negative_slope, implementation)
     return y.contiguous() if contiguous else y
 
 
@@ -213,13 +227,16 @@ def choice(
     """Return what would serve `bias_act` with these arguments."""
     if transformed():
         return choice_when_transformed("bias_act", IMPLEMENTATIONS)
-    call = Call(
+    dimensions = x.dim()
+    properties = (
         x.device,
         x.dtype,
         None if bias is None else bias.dtype,
-        x.dim(),
+        dimensions,
         x.numel(),
-        x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
+        x.size(1) if dimensions > 1 else 0,
+        dimensions == 4 and x.is_contiguous(memory_format=torch.channels_last),
         activation,
+        recorded(x, bias),
     )
-    return cached_choice("bias_act", IMPLEMENTATIONS, call)
+    return cached_choice("bias_act", IMPLEMENTATIONS, properties, Call._make)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan.ops.activations import activate, check_activation
+from fastgan.ops.activations import activate, activate_fresh, check_activation
 from fastgan.ops.convolution import like_twin, regular
 from fastgan.ops.convolution_autograd import fprop
 from fastgan.ops.convolution_plan import PairArgument, implementation_of, plan
@@ -57,7 +57,7 @@ def conv2d(
     if implementation == "reference":
         weight = regular(weight)
         y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
-        return activate(y, activation, negative_slope)
+        return activate_fresh(y, activation, negative_slope)
     if x.dim() == 3:
         batch = conv2d(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, groups,

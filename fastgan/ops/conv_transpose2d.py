@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan.ops.activations import activate, check_activation
+from fastgan.ops.activations import activate, activate_fresh, check_activation
 from fastgan.ops.convolution import like_twin, regular, suggests_channels_last
 from fastgan.ops.convolution_autograd import dgrad
 from fastgan.ops.convolution_plan import PairArgument, implementation_of, plan
@@ -60,7 +60,7 @@ def conv_transpose2d(
         y = F.conv_transpose2d(
             x, weight, bias, stride, padding, output_padding, groups, dilation,  # type: ignore[arg-type]
         )  # fmt: skip
-        return activate(y, activation, negative_slope)
+        return activate_fresh(y, activation, negative_slope)
     if x.dim() == 3:
         batch = conv_transpose2d(
             x.unsqueeze(0), weight, bias, stride, padding, output_padding, groups, dilation,

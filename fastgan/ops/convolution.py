@@ -46,7 +46,10 @@ def suggests_channels_last(tensor: Tensor) -> bool:
     The rule of c10::is_channels_last_strides_2d: strides grow in the order C, W, H, N, and an
     [N, C, 1, 1] tensor that could be either counts as contiguous.
     """
-    sizes, strides = tensor.shape, tensor.stride()
+    sizes = tensor.shape
+    if tensor.is_contiguous(memory_format=torch.channels_last) and 1 not in sizes:
+        return tensor.numel() > 0
+    strides = tensor.stride()
     if strides[1] == 0:
         return False
     least = 0
@@ -70,9 +73,9 @@ def regular(weight: Tensor) -> Tensor:
     """
     if weight.is_contiguous() or weight.dim() != 4 or transformed():
         return weight
-    if suggests_channels_last(weight):
-        return dense(weight)
-    return weight.contiguous()
+    if weight.is_contiguous(memory_format=torch.channels_last) and 1 not in weight.shape:
+        return weight
+    return dense(weight) if suggests_channels_last(weight) else weight.contiguous()
 
 
 def like_twin(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from fastgan.ops.convolution import (
     fprop_operator,
     wgrad_operator,
 )
-from fastgan.ops.implementations import transformed_backward
+from fastgan.ops.implementations import recorded, transformed_backward
 from fastgan.ops.packing import packed
 
 
@@ -115,7 +115,8 @@ def _grad_by_wgrad(big: Tensor, small: Tensor, at: _Settings) -> Tensor:
         return REFERENCE["wgrad"](
             big, small, at.kernel_size, at.stride, at.padding, at.weight_dtype
         )
-    return Wgrad.apply(
+    call = Wgrad.apply if recorded(big, small) else wgrad_operator
+    return call(
         big, small, at.kernel_size, at.stride, at.padding, at.weight_dtype, at.implementation
     )
 
@@ -269,9 +270,15 @@ def fprop(
     Returns:
         [N, S, h, w] of big's dtype, dense in channels_last.
     """
-    return Fprop.apply(
-        dense(big), weight, bias, stride, padding, activation, negative_slope, implementation
-    )
+    big = dense(big)
+    if recorded(big, weight, bias):
+        return Fprop.apply(
+            big, weight, bias, stride, padding, activation, negative_slope, implementation
+        )
+    return fprop_operator(
+        big, packed(weight, big.dtype), bias, stride, padding, activation, negative_slope,
+        implementation,
+    )  # fmt: skip
 
 
 def dgrad(
@@ -298,17 +305,16 @@ def dgrad(
     Returns:
         [N, B, H, W] of small's dtype, dense in channels_last.
     """
-    return Dgrad.apply(
-        dense(small),
-        weight,
-        bias,
-        big_size,
-        stride,
-        padding,
-        activation,
-        negative_slope,
-        implementation,
-    )
+    small = dense(small)
+    if recorded(small, weight, bias):
+        return Dgrad.apply(
+            small, weight, bias, big_size, stride, padding, activation, negative_slope,
+            implementation,
+        )  # fmt: skip
+    return dgrad_operator(
+        small, packed(weight, small.dtype), bias, big_size, stride, padding, activation,
+        negative_slope, implementation,
+    )  # fmt: skip
 
 
 def wgrad(
@@ -330,12 +336,6 @@ def wgrad(
         out_dtype: of the result, which is summed in float32; None is big's dtype.
         implementation: "reference" or the name of a kernel family.
     """
-    return Wgrad.apply(
-        dense(big),
-        dense(small),
-        kernel_size,
-        stride,
-        padding,
-        out_dtype or big.dtype,
-        implementation,
-    )
+    big, small = dense(big), dense(small)
+    call = Wgrad.apply if recorded(big, small) else wgrad_operator
+    return call(big, small, kernel_size, stride, padding, out_dtype or big.dtype, implementation)

@@ -28,6 +28,7 @@ from fastgan.ops.implementations import (
     choice_when_transformed,
     choose,
     forced_backend,
+    recorded,
     transformed,
     triton_prefers,
     triton_supports,
@@ -252,7 +253,7 @@ def _grouped(key: _Key, dtype: torch.dtype) -> Call:
 
 # ---------------------------------------------------------------------------- planning
 
-_plans: dict[_Key, Plan] = {}
+_plans: dict[tuple[Any, ...], Plan] = {}
 _MOST_PLANS = 4096
 _INVALID = Choice("reference", (("triton", "torch refuses these arguments"),))
 
@@ -301,12 +302,13 @@ def plan(
         operator = "conv_transpose2d" if transposed else "conv2d"
         choice = choice_when_transformed(operator, IMPLEMENTATIONS)
         return Plan(choice, "reference", "reference", x.dtype)
-    device_type = x.device.type
+    device = x.device
+    device_type = "cpu" if x.is_cpu else device.type  # the name of a device takes long to make
     compiling = torch.compiler.is_compiling()
     tf32 = device_type == "cuda" and (_tf32_while_tracing() if compiling else tf32_allowed())
-    key = _Key(
+    key = (  # a _Key in waiting: a named tuple takes longer to make than to look up
         transposed,
-        x.device,
+        device,
         weight.device,
         x.dtype,
         weight.dtype,
@@ -314,33 +316,38 @@ def plan(
         x.shape,
         weight.shape,
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
-        tuple(stride) if isinstance(stride, list) else stride,
-        tuple(padding) if isinstance(padding, list) else padding,
-        tuple(output_padding) if isinstance(output_padding, list) else output_padding,
-        tuple(dilation) if isinstance(dilation, list) else dilation,
+        stride,
+        padding,
+        output_padding,
+        dilation,
         groups,
         _autocast_dtype(device_type),
         tf32,
         forced_backend(),
     )
     if compiling:
-        return _make_plan(key)
-    made = _plans.get(key)
+        return _make_plan(_hashable(key))
+    try:
+        made = _plans.get(key)
+    except TypeError:  # a list has no hash
+        key = _hashable(key)
+        made = _plans.get(key)
     if made is None:
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
-        made = _plans[key] = _make_plan(key)
+        made = _plans[key] = _make_plan(_hashable(key))
     return made
+
+
+def _hashable(key: tuple[Any, ...]) -> _Key:
+    return _Key(*(tuple(value) if isinstance(value, list) else value for value in key))
 
 
 def implementation_of(made: Plan, activation: str, *operands: Tensor | None) -> str:
     """Return which implementation a planned call takes, given who looks on."""
     if activation != "identity" or made.unrecorded == made.implementation:
         return made.implementation
-    recorded = torch.is_grad_enabled() and any(
-        operand is not None and operand.requires_grad for operand in operands
-    )
-    return made.implementation if recorded else made.unrecorded
+    return made.implementation if recorded(*operands) else made.unrecorded
 
 
 def conv2d_choice(

@@ -87,14 +87,21 @@ def _from_environment() -> str | None:
 
 
 _environment = _from_environment()
-# One value a thread. Read with getattr and a default: torch.compile guards on that, and so
-# recompiles when the value changes (a ContextVar it cannot trace at all).
-_state = threading.local()
+
+
+class _State(threading.local):
+    # The value of threads that never set one; a default of getattr would cost an exception a call.
+    forced: str | None = _environment
+
+
+# One value a thread. torch.compile guards on it, and so recompiles when the value changes (a
+# ContextVar it cannot trace at all).
+_state = _State()
 
 
 def forced_backend() -> str | None:
     """Return the implementation that the user insists on, or None for the automatic choice."""
-    return getattr(_state, "forced", _environment)
+    return _state.forced
 
 
 @contextmanager
@@ -162,6 +169,15 @@ def transformed() -> bool:
     return _functorch_active() or forward_ad._current_level >= 0
 
 
+def recorded(*tensors: Tensor | None) -> bool:
+    """Return whether autograd records a call with these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
 def transformed_backward(*tensors: Tensor) -> bool:
     """Return whether a backward pass that works with `tensors` is under a transform.
 
@@ -193,21 +209,37 @@ _choices: dict[tuple[str, Any, str | None], Choice] = {}
 _MOST_CHOICES = 4096
 
 
-def cached_choice(operator: str, table: tuple[Implementation, ...], call: Any) -> Choice:
+def cached_choice(
+    operator: str,
+    table: tuple[Implementation, ...],
+    properties: Any,
+    call_type: Callable[[Any], Any] | None = None,
+) -> Choice:
     """Return `choose`'s answer under the backend in force, remembered for equal calls.
 
     The memory is passed by while torch.compile traces: the choice becomes a constant of the graph.
+
+    Args:
+        operator, table: as in `choose`.
+        properties: the call's static properties.
+        call_type: makes the call of them, once for each distinct call (a named tuple takes longer
+            to make than to look up); None: they are the call.
     """
-    forced = forced_backend()
+    forced = _state.forced
     if torch.compiler.is_compiling():
-        return choose(operator, table, call, forced)
-    key = (operator, call, forced)
+        return _chosen(operator, table, properties, call_type, forced)
+    key = (operator, properties, forced)
     choice = _choices.get(key)
     if choice is None:
         if len(_choices) >= _MOST_CHOICES:
             _choices.clear()
-        choice = _choices[key] = choose(operator, table, call, forced)
+        choice = _choices[key] = _chosen(operator, table, properties, call_type, forced)
     return choice
+
+
+def _chosen(operator, table, properties, call_type, forced):  # type: ignore[no-untyped-def]
+    call = properties if call_type is None else call_type(properties)
+    return choose(operator, table, call, forced)
 
 
 def implementation_named(table: tuple[Implementation, ...], name: str) -> Implementation:

@@ -16,7 +16,7 @@ import torch
 from fastgan import native, native_convolution, native_images, native_kernels
 from fastgan.convolution_sizes import Pair, fprop_shape
 from fastgan.errors import BackendError
-from fastgan.ops.implementations import Implementation
+from fastgan.ops.implementations import Implementation, forced_backend
 from fastgan.ops.native_launchers import (
     batch_norm_launchers,
     bias_act_launchers,
@@ -24,9 +24,9 @@ from fastgan.ops.native_launchers import (
 )
 from fastgan.ops.native_wins import (
     CONVOLUTION_WINS,
-    FEWEST_BIAS_ACT_ELEMENTS,
     Convolution,
     fewest_batch_norm_elements,
+    fewest_bias_act_elements,
     winning_algorithm,
 )
 
@@ -73,6 +73,14 @@ def prefers_elementwise(
     if reason is None and _level() == "portable":
         reason = "the processor has no vector instructions that the kernels use"
     return reason
+
+
+def too_few(x: torch.Tensor, fewest: int) -> bool:
+    """Whether `prefers_elementwise` would leave a call to torch for its few elements alone.
+
+    Before anything else is asked for: such a call takes less time than the rest of the questions.
+    """
+    return x.is_cpu and x.numel() < fewest and forced_backend() is None
 
 
 def _convolution(call: Any) -> Convolution:
@@ -135,7 +143,7 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
         """Return the algorithm to take, or None where torch's convolution wins."""
         _require()
         batch, small_channels, height, width = small
-        call = Convolution(
+        call = (  # a Convolution
             dtype, batch, batch * height * width, big_channels, small_channels,
             (kernel_size[0], kernel_size[1]), (stride[0], stride[1]), activation != "identity",
         )  # fmt: skip
@@ -181,7 +189,7 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
 
 def _prefers_batch_norm(call: Any) -> str | None:
     fewest = fewest_batch_norm_elements(
-        call.training, call.dtype, call.activation != "identity", call.channels
+        call.training, call.dtype, call.activation != "identity", call.channels, call.recorded
     )
     return prefers_elementwise(call.channels_last, call.elements, fewest)
 
@@ -197,7 +205,8 @@ BATCH_NORM_ACT = Implementation(
 def _prefers_bias_act(call: Any) -> str | None:
     if call.bias_dtype is None and call.activation == "identity":
         return "there is nothing to compute"
-    return prefers_elementwise(call.channels_last, call.elements, FEWEST_BIAS_ACT_ELEMENTS)
+    fewest = fewest_bias_act_elements(call.activation, call.channels, call.recorded)
+    return prefers_elementwise(call.channels_last, call.elements, fewest)
 
 
 BIAS_ACT = Implementation(

@@ -130,8 +130,12 @@ CONVOLUTION_WINS = (
 
 
 @functools.lru_cache(maxsize=4096)
-def winning_algorithm(level: str, direction: str, call: Convolution) -> str | None:
-    """Return the algorithm that beats torch's convolution, or None where none does."""
+def winning_algorithm(level: str, direction: str, call: tuple[Any, ...]) -> str | None:
+    """Return the algorithm that beats torch's convolution, or None where none does.
+
+    `call` is a `Convolution`, or a tuple of its fields, which takes less to make.
+    """
+    call = Convolution._make(call)
     for win in CONVOLUTION_WINS:
         if (
             win.direction == direction
@@ -145,14 +149,15 @@ def winning_algorithm(level: str, direction: str, call: Convolution) -> str | No
 
 @dataclass(frozen=True)
 class BatchNormWin:
-    """Batch norms that beat torch's, in training forward and backward together.
+    """Batch norms that beat torch's.
 
     Attributes:
         training: with the batch's own statistics.
         dtypes: of the call.
         activated: with an activation, for which torch passes over memory twice more.
         most_channels: of the call; torch's slows down where they are few.
-        elements: the least that were measured to win.
+        elements: the least that were measured to win, forward and backward together.
+        forward_elements: the same of a forward pass that autograd does not record.
     """
 
     training: bool
@@ -160,24 +165,25 @@ class BatchNormWin:
     activated: bool
     most_channels: int
     elements: int
+    forward_elements: int
 
 
 #: The first row that holds decides; where none does, and on fewer elements (torch's autograd needs
 #: no Python), batch norm is torch's. Channels 16 to 1024, 2^14 to 2^22 elements.
 BATCH_NORM_WINS = (
-    BatchNormWin(True, _HALF, True, _MANY, 1 << 18),
-    BatchNormWin(True, _FLOAT, True, 72, 1 << 18),
-    BatchNormWin(True, _FLOAT, True, _MANY, 1 << 20),
-    BatchNormWin(True, _HALF + _FLOAT, False, 72, 1 << 18),
-    BatchNormWin(True, _HALF, False, _MANY, 1 << 19),
-    BatchNormWin(False, _HALF, True, _MANY, 1 << 19),
-    BatchNormWin(False, _FLOAT, True, _MANY, 1 << 20),
-    BatchNormWin(False, _HALF + _FLOAT, False, _MANY, 1 << 21),
+    BatchNormWin(True, _HALF, True, _MANY, 1 << 18, 1 << 18),
+    BatchNormWin(True, _FLOAT, True, 72, 1 << 18, 1 << 18),
+    BatchNormWin(True, _FLOAT, True, _MANY, 1 << 20, 1 << 20),
+    BatchNormWin(True, _HALF + _FLOAT, False, 72, 1 << 18, 1 << 18),
+    BatchNormWin(True, _HALF, False, _MANY, 1 << 19, 1 << 19),
+    BatchNormWin(False, _HALF, True, _MANY, 1 << 19, 1 << 19),
+    BatchNormWin(False, _FLOAT, True, _MANY, 1 << 20, 1 << 20),
+    BatchNormWin(False, _HALF + _FLOAT, False, _MANY, 1 << 21, 1 << 21),
 )
 
 
 def fewest_batch_norm_elements(
-    training: bool, dtype: torch.dtype, activated: bool, channels: int
+    training: bool, dtype: torch.dtype, activated: bool, channels: int, recorded: bool
 ) -> int | None:
     """Return from how many elements on such a batch norm is won; None: it never is."""
     for win in BATCH_NORM_WINS:
@@ -187,9 +193,46 @@ def fewest_batch_norm_elements(
             and win.activated == activated
             and channels <= win.most_channels
         ):
-            return win.elements
+            return win.elements if recorded else win.forward_elements
     return None
 
 
-#: On fewer elements torch's bias and activation win, for the same reason.
-FEWEST_BIAS_ACT_ELEMENTS = 1 << 17
+#: On fewer elements no batch norm is won.
+FEWEST_BATCH_NORM_ELEMENTS = min(min(win.elements, win.forward_elements) for win in BATCH_NORM_WINS)
+
+
+@dataclass(frozen=True)
+class BiasActWin:
+    """Biases with an activation that beat torch's.
+
+    Attributes:
+        activations: of the call.
+        most_channels: of the call; torch's addition slows down where they are few.
+        elements, forward_elements: as in `BatchNormWin`.
+    """
+
+    activations: tuple[str, ...]
+    most_channels: int
+    elements: int
+    forward_elements: int
+
+
+_CHEAP, _DEAR = ("identity", "relu", "leaky_relu"), ("tanh", "sigmoid")
+#: The first row that holds decides. Channels 3 and 64, 2^11 to 2^22 elements.
+BIAS_ACT_WINS = (
+    BiasActWin(_CHEAP + _DEAR, 4, 1 << 15, 1 << 11),
+    BiasActWin(_DEAR, _MANY, 1 << 17, 1 << 17),
+    BiasActWin(_CHEAP, _MANY, 1 << 21, 1 << 21),
+)
+
+
+def fewest_bias_act_elements(activation: str, channels: int, recorded: bool) -> int:
+    """Return from how many elements on a bias with such an activation is won."""
+    for win in BIAS_ACT_WINS:
+        if activation in win.activations and channels <= win.most_channels:
+            return win.elements if recorded else win.forward_elements
+    return _MANY
+
+
+#: On fewer elements no bias and activation is won.
+FEWEST_BIAS_ACT_ELEMENTS = min(min(win.elements, win.forward_elements) for win in BIAS_ACT_WINS)
