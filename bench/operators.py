@@ -66,9 +66,13 @@ class Subject:
         tf32 = "conv" in self.operator and tf32_allowed(device, self.dtype)
         return {name: tolerance(self.dtype, self.reductions[name], tf32=tf32) for name in names}
 
-    def chosen(self) -> str:
+    def chosen(self, direction: str) -> str:
         """The name of the implementation that fastgan chooses for this call."""
-        return ops.explain_call(self.operator, *self.inputs.values(), **self.constants).chosen
+        inputs = [
+            tensor.detach().requires_grad_(direction == BOTH and name in self.differentiable)
+            for name, tensor in self.inputs.items()
+        ]
+        return ops.explain_call(self.operator, *inputs, **self.constants).chosen
 
 
 def evaluate(

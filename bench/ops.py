@@ -9,9 +9,9 @@ of convolutions.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Way:
         function: from keyword inputs to named outputs.
         convert: brings a tensor into the layout that this way is given.
         surround: entered around every call from outside.
-        implementation: what fastgan chose.
+        implementations: what fastgan chose, by direction.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Way:
     function: Callable[..., Outputs]
     convert: Callable[[Tensor], Tensor] = lambda tensor: tensor
     surround: Callable[[], AbstractContextManager[object]] = nullcontext
-    implementation: str = ""
+    implementations: Mapping[str, str] = field(default_factory=dict)
 
 
 def ways_of(subject: Subject, compiled: bool, only: Sequence[str] = ()) -> Iterator[Way]:
     """Every way to compute `subject`; `only` keeps those whose name begins with one of it."""
-    chosen = subject.chosen()
-    ways = [Way("fastgan", True, subject.ours, implementation=chosen)]
+    chosen = {direction: subject.chosen(direction) for direction in (FORWARD, BOTH)}
+    ways = [Way("fastgan", True, subject.ours, implementations=chosen)]
     ways += [
         Way(f"fastgan {name}", True, subject.ours, surround=functools.partial(backend, name))
         for name in NAMES
-        if name not in (chosen, "reference") and serves(subject, name)
+        if name != "reference" and set(chosen.values()) != {name} and serves(subject, name)
     ]
     if any(tensor.dim() == 4 for tensor in subject.inputs.values()):
         ways.append(Way("eager", False, subject.twin, convert=torch.Tensor.contiguous))
@@ -106,10 +106,11 @@ def measure_subject(
     for direction in directions:
         entries, contestants = [], []
         for way in ways:
-            entry = Entry(way.name, way.ours, implementation=way.implementation)
+            implementation = way.implementations.get(direction, "")
+            entry = Entry(way.name, way.ours, implementation=implementation)
             try:
                 verdict = judge_way(subject, way, direction, exact)
-                entry = Entry(way.name, way.ours, verdict, implementation=way.implementation)
+                entry = Entry(way.name, way.ours, verdict, implementation=implementation)
                 if verdict.passed and timed:
                     contestants.append(contestant(subject, way, direction, device))
             except Exception as error:

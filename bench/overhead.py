@@ -60,7 +60,7 @@ def run_overhead(
         report(subject.operator)
         exact = exact_outputs(subject)
         ways = [
-            Way("fastgan", True, subject.ours, implementation=subject.chosen()),
+            Way("fastgan", True, subject.ours, implementations={BOTH: subject.chosen(BOTH)}),
             Way("torch", False, subject.twin),
         ]
         entries, contestants = [], []
@@ -69,7 +69,8 @@ def run_overhead(
                 verdict = judge_way(subject, way, BOTH, exact)
                 if verdict.passed:
                     contestants.append(contestant(subject, way, BOTH, device, sets=1, graph=False))
-                entry = Entry(way.name, way.ours, verdict, implementation=way.implementation)
+                implementation = way.implementations.get(BOTH, "")
+                entry = Entry(way.name, way.ours, verdict, implementation=implementation)
             except Exception as error:
                 entry = Entry(way.name, way.ours, failure=first_line(error))
             entries.append(entry)

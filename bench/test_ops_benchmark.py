@@ -80,7 +80,7 @@ def test_operator(
         direction=direction,
         shape=subject.shape,
         dtype=str(dtype).removeprefix("torch."),
-        implementation=way.implementation,
+        implementation=way.implementations.get(direction, ""),
         error=verdict.error,
         tolerance=verdict.tolerance,
         flops=sum(one.flops for one in subject.work[direction]),

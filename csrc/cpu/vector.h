@@ -179,9 +179,15 @@ struct VectorMath {
   // result is 0, above 88.72 infinite. 2^n is made as 2 * 2^(n-1), as 2^128 is no float.
   static FASTGAN_SHARED Lanes exp(Lanes x) {
     const Lanes clamped = x < -87.3f ? splat(-87.3f) : (x > 88.72f ? splat(88.72f) : x);
-    const Lanes shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to int
+    const Lanes value = exp_over_two(clamped) * 2.0f;
+    return x != x ? x : (x > 88.72f ? splat(__builtin_inff()) : value);
+  }
+
+  // exp(x) / 2 for x in [-87.3, 88.72] alone.
+  static FASTGAN_SHARED Lanes exp_over_two(Lanes x) {
+    const Lanes shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to int
     const Lanes whole = shifted - 12582912.0f;
-    const Lanes r = (clamped - whole * 0.693359375f) - whole * -2.12194440e-4f;
+    const Lanes r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
     Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -189,8 +195,7 @@ struct VectorMath {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
     const IntLanes exponent = (((IntLanes)shifted) - 0x4b400000 + 126) << 23;
-    const Lanes value = p * (Lanes)exponent * 2.0f;
-    return x != x ? x : (x > 88.72f ? splat(__builtin_inff()) : value);
+    return p * (Lanes)exponent;
   }
 
   // Cephes logf: the exponent, and a polynomial of degree 8 in the mantissa. log(0) is -infinity.
@@ -230,7 +235,7 @@ struct VectorMath {
     return near ? 2.0f * t / (1.0f - t) : exp(x) - 1.0f;
   }
 
-  // Cephes tanhf: an odd polynomial below 0.625, 1 - 2 / (exp(2|x|) + 1) above.
+  // Cephes tanhf: an odd polynomial below 0.625, 1 - 2 / (exp(2|x|) + 1) above, both halved.
   static FASTGAN_SHARED Lanes tanh(Lanes x) {
     const Lanes size = x < 0.0f ? -x : x;
     const Lanes z = x * x;
@@ -240,7 +245,7 @@ struct VectorMath {
     p = p * z + -3.33332819422e-1f;
     const Lanes small = p * z * x + x;
     const Lanes bounded = size > 9.0f ? splat(9.0f) : size;
-    const Lanes large = 1.0f - 2.0f / (exp(bounded + bounded) + 1.0f);
+    const Lanes large = 1.0f - 1.0f / (exp_over_two(bounded + bounded) + 0.5f);
     const Lanes value = size < 0.625f ? small : (x < 0.0f ? -large : large);
     return x != x ? x : value;
   }

@@ -136,8 +136,9 @@ def explain(model: nn.Module, example: Any) -> Explanation:
     """Tell what runs each layer of `model` on input like `example`, and why nothing faster.
 
     Before `accelerate`, it tells what would be chosen. Call it under the autocast, the backend and
-    in the training or eval mode that you mean. Makes one forward pass without gradients;
-    parameters, buffers, flags, hooks and random numbers are afterwards as they were.
+    the `no_grad`, and in the training or eval mode, that you mean. Makes one forward pass, itself
+    without gradients; parameters, buffers, flags, hooks and random numbers are afterwards as they
+    were.
 
     Args:
         model: any module.
@@ -150,13 +151,13 @@ def explain(model: nn.Module, example: Any) -> Explanation:
     """
     if any(isinstance(module, LazyModuleMixin) for module in model.modules()):
         model = copy.deepcopy(model)  # the pass would give its lazy layers their shapes
-    forced = forced_backend()
+    forced, recorded = forced_backend(), torch.is_grad_enabled()
     seen: Counter[LayerRecord] = Counter()
     reached: set[nn.Module] = set()
 
     def note(call: Call) -> None:
         reached.add(call.module)
-        with ops.backend(forced):
+        with ops.backend(forced), torch.set_grad_enabled(recorded):
             seen[_record(call)] += 1
 
     observer = Observer(model, note)

@@ -28,8 +28,8 @@ def explain_call(operator: str | Callable[..., Any], *arguments: Any, **keywords
 
     Args:
         operator: a function of `fastgan.ops`, or its name.
-        arguments, keywords: what it would be called with; only devices, dtypes, shapes and layouts
-            are read, so fake tensors will do.
+        arguments, keywords: what it would be called with; only devices, dtypes, shapes, layouts
+            and whether autograd records them are read, so fake tensors will do.
 
     Returns:
         The implementation chosen, and (name, reason) of those passed over.

@@ -205,7 +205,7 @@ BATCH_NORM_ACT = Implementation(
 def _prefers_bias_act(call: Any) -> str | None:
     if call.bias_dtype is None and call.activation == "identity":
         return "there is nothing to compute"
-    fewest = fewest_bias_act_elements(call.activation, call.channels, call.recorded)
+    fewest = fewest_bias_act_elements(call.dtype, call.activation, call.channels, call.recorded)
     return prefers_elementwise(call.channels_last, call.elements, fewest)
 
 

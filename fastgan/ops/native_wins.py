@@ -47,6 +47,7 @@ class ConvolutionWin:
         direction: "fprop", "dgrad" or "wgrad".
         big, small: bounds (least, most) on the channels of the big and of the small side.
         kernel, stride: the least side of the kernel, the least stride.
+        most_kernel, most_stride: the largest.
         batch, pixels: the least batch, and pixels of the small side in it.
         most_pixels: of the small side in the batch.
         only_fused: only with an activation in the epilogue, which saves torch's pass for it.
@@ -60,6 +61,8 @@ class ConvolutionWin:
     small: tuple[int, int]
     kernel: int = 1
     stride: int = 1
+    most_kernel: int = _MANY
+    most_stride: int = _MANY
     batch: int = 1
     pixels: int = 1
     most_pixels: int = _MANY
@@ -74,6 +77,8 @@ class ConvolutionWin:
             and self.small[0] <= call.small_channels <= self.small[1]
             and min(call.kernel_size) >= self.kernel
             and min(call.stride) >= self.stride
+            and max(call.kernel_size) <= self.most_kernel
+            and max(call.stride) <= self.most_stride
             and call.batch >= self.batch
             and self.pixels <= call.pixels <= self.most_pixels
             and (
@@ -91,18 +96,21 @@ def _row(
     dtype: torch.dtype,
     direction: str,
     big: int | tuple[int, int],
-    small: int,
-    **least: Any,
+    small: int | tuple[int, int],
+    **bounds: Any,
 ) -> ConvolutionWin:
     """A row whose channels are bounded from below alone, but for an image's."""
-    bounds = big if isinstance(big, tuple) else (big, _MANY)
-    return ConvolutionWin(levels, dtype, direction, bounds, (small, _MANY), **least)
+    both = [side if isinstance(side, tuple) else (side, _MANY) for side in (big, small)]
+    return ConvolutionWin(levels, dtype, direction, *both, **bounds)
 
 
 _PAIRS, _AMX = ("avx512_bf16",), ("amx_bf16",)
 _AVX512 = ("amx_bf16", "avx512_bf16", "avx512")  # the same float32 kernels
 _BF16, _FP32 = torch.bfloat16, torch.float32
-_IMAGE = (1, 4)  # channels of an image, on the big side
+_IMAGE = (1, 4)  # channels of an image
+_POINT: dict[str, Any] = {"most_kernel": 1, "most_stride": 1, "pixels": 256}  # pixel by pixel
+#: A generator's last convolution, of its own size.
+_TO_IMAGE: dict[str, Any] = {"kernel": 3, "most_kernel": 7, "most_stride": 1, "pixels": 4096}
 #: The first row that holds serves. Winograd's weights are transformed anew in each call: few pixels
 #: are faster product by product. A batch of one leaves half of wgrad's bfloat16 pairs empty, which
 #: shows where it has many pixels.
@@ -123,6 +131,12 @@ CONVOLUTION_WINS = (
     _row(_AVX512, _FP32, "wgrad", 64, 128, pixels=1024, algorithm="winograd"),
     _row(_AVX512, _FP32, "wgrad", 128, 256, stride=2, pixels=256),
     _row(_AVX512, _FP32, "wgrad", 64, 128, stride=2, pixels=4096),
+    _row(_AVX512, _FP32, "fprop", (64, 127), _IMAGE, **(_POINT | {"pixels": 16384})),
+    _row(_AVX512, _FP32, "fprop", 128, _IMAGE, **_POINT),
+    _row(_AVX512, _FP32, "fprop", 64, _IMAGE, **_TO_IMAGE),
+    _row(_AVX512, _FP32, "wgrad", 64, _IMAGE, **_TO_IMAGE),
+    _row(_AVX512, _FP32, "dgrad", 32, _IMAGE, **_POINT),
+    _row(_AVX512, _FP32, "wgrad", 32, _IMAGE, **_POINT),
     _row(_AMX, _BF16, "fprop", 128, 256),
     _row(_AMX, _BF16, "dgrad", 128, 256),
     _row(_AMX, _BF16, "wgrad", 128, 128),
@@ -173,7 +187,7 @@ class BatchNormWin:
 BATCH_NORM_WINS = (
     BatchNormWin(True, _HALF, True, _MANY, 1 << 18, 1 << 18),
     BatchNormWin(True, _FLOAT, True, 72, 1 << 18, 1 << 18),
-    BatchNormWin(True, _FLOAT, True, _MANY, 1 << 20, 1 << 20),
+    BatchNormWin(True, _FLOAT, True, _MANY, 1 << 20, 1 << 19),
     BatchNormWin(True, _HALF + _FLOAT, False, 72, 1 << 18, 1 << 18),
     BatchNormWin(True, _HALF, False, _MANY, 1 << 19, 1 << 19),
     BatchNormWin(False, _HALF, True, _MANY, 1 << 19, 1 << 19),
@@ -206,11 +220,12 @@ class BiasActWin:
     """Biases with an activation that beat torch's.
 
     Attributes:
-        activations: of the call.
+        dtypes, activations: of the call.
         most_channels: of the call; torch's addition slows down where they are few.
         elements, forward_elements: as in `BatchNormWin`.
     """
 
+    dtypes: tuple[torch.dtype, ...]
     activations: tuple[str, ...]
     most_channels: int
     elements: int
@@ -220,19 +235,28 @@ class BiasActWin:
 _CHEAP, _DEAR = ("identity", "relu", "leaky_relu"), ("tanh", "sigmoid")
 #: The first row that holds decides. Channels 3 and 64, 2^11 to 2^22 elements.
 BIAS_ACT_WINS = (
-    BiasActWin(_CHEAP + _DEAR, 4, 1 << 15, 1 << 11),
-    BiasActWin(_DEAR, _MANY, 1 << 17, 1 << 17),
-    BiasActWin(_CHEAP, _MANY, 1 << 21, 1 << 21),
+    BiasActWin(_FLOAT + _HALF, _CHEAP + _DEAR, 4, 1 << 13, 1 << 11),
+    BiasActWin(_FLOAT, _DEAR, _MANY, 1 << 16, 1 << 16),
+    BiasActWin(_HALF, _DEAR, _MANY, 1 << 18, 1 << 16),
+    BiasActWin(_FLOAT, _CHEAP, _MANY, 1 << 21, 1 << 18),
+    BiasActWin(_HALF, _CHEAP, _MANY, 1 << 18, 1 << 16),
 )
 
 
-def fewest_bias_act_elements(activation: str, channels: int, recorded: bool) -> int:
-    """Return from how many elements on a bias with such an activation is won."""
+def fewest_bias_act_elements(
+    dtype: torch.dtype, activation: str, channels: int, recorded: bool
+) -> int | None:
+    """Return from how many elements on such a bias and activation is won; None: it never is."""
     for win in BIAS_ACT_WINS:
-        if activation in win.activations and channels <= win.most_channels:
+        if dtype in win.dtypes and activation in win.activations and channels <= win.most_channels:
             return win.elements if recorded else win.forward_elements
-    return _MANY
+    return None
 
 
-#: On fewer elements no bias and activation is won.
-FEWEST_BIAS_ACT_ELEMENTS = min(min(win.elements, win.forward_elements) for win in BIAS_ACT_WINS)
+def _fewest_bias_act(channels: int) -> int:
+    rows = [win for win in BIAS_ACT_WINS if channels <= win.most_channels]
+    return min(min(win.elements, win.forward_elements) for win in rows)
+
+
+#: On fewer elements no bias and activation is won: of an image's channels, and of more.
+FEWEST_BIAS_ACT_ELEMENTS = (_fewest_bias_act(_IMAGE[1]), _fewest_bias_act(_MANY))

@@ -62,7 +62,7 @@ def test_float32_layers_take_what_was_measured_to_win(
     ("shape", "dtype", "training", "activation", "wins"),
     [
         ((64, 512, 4, 4), torch.bfloat16, True, "leaky_relu", True),
-        ((64, 512, 4, 4), torch.float32, True, "relu", False),
+        ((64, 512, 4, 4), torch.float32, True, "relu", "forward"),
         ((64, 256, 8, 8), torch.float32, True, "relu", True),
         ((64, 72, 15, 15), torch.float32, True, "identity", True),
         ((64, 256, 8, 8), torch.bfloat16, True, "identity", True),
@@ -78,12 +78,81 @@ def test_float32_layers_take_what_was_measured_to_win(
 def test_batch_norms_are_chosen_where_they_were_measured_to_win(
     extension, shape, dtype, training, activation, wins
 ) -> None:
-    x, running = dense(torch.zeros(shape, dtype=dtype)), torch.ones(shape[1])
-    choice = ops.explain_call(
-        "batch_norm_act", x, running, running, training=training, activation=activation
-    )
+    running = torch.ones(shape[1])
     vectors = extension.module.levels()[0] != "portable"
-    assert choice.chosen == ("cpu" if wins and vectors else "reference")
+    for recorded in (False, True):
+        x = dense(torch.zeros(shape, dtype=dtype)).requires_grad_(recorded)
+        choice = ops.explain_call(
+            "batch_norm_act", x, running, running, training=training, activation=activation
+        )
+        won = wins is True or (wins == "forward" and not recorded)
+        assert choice.chosen == ("cpu" if won and vectors else "reference")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "activation", "wins"),
+    [
+        ((64, 3, 32, 32), torch.float32, "tanh", True),
+        ((1, 3, 32, 32), torch.float32, "tanh", "forward"),
+        ((1, 3, 16, 16), torch.float32, "tanh", False),
+        ((64, 64, 32, 32), torch.float32, "leaky_relu", True),
+        ((64, 64, 16, 16), torch.float32, "leaky_relu", "forward"),
+        ((64, 64, 16, 16), torch.bfloat16, "leaky_relu", True),
+        ((1, 64, 16, 16), torch.bfloat16, "leaky_relu", False),
+        ((16, 64, 16, 16), torch.float32, "tanh", True),
+    ],
+    ids=str,
+)
+def test_biases_are_chosen_where_they_were_measured_to_win(
+    extension, shape, dtype, activation, wins
+) -> None:
+    vectors = extension.module.levels()[0] != "portable"
+    for recorded in (False, True):
+        x = dense(torch.zeros(shape, dtype=dtype)).requires_grad_(recorded)
+        choice = ops.explain_call("bias_act", x, torch.zeros(shape[1]), activation)
+        won = wins is True or (wins == "forward" and not recorded)
+        assert choice.chosen == ("cpu" if won and vectors else "reference")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dtype", "taken"),
+    [
+        (1, 1, torch.float32, {"fprop", "dgrad", "wgrad"}),
+        (3, 1, torch.float32, {"fprop", "wgrad"}),
+        (1, 2, torch.float32, set()),
+        (9, 1, torch.float32, set()),
+        (1, 1, torch.bfloat16, set()),
+    ],
+)
+def test_a_convolution_to_an_image_takes_the_directions_that_win(
+    extension, monkeypatch, kernel, stride, dtype, taken
+) -> None:
+    if not {"avx512", "avx512_bf16"} & set(extension.module.levels()):
+        pytest.skip("the table of what wins speaks of AVX-512")
+    found = set()
+    for direction in ("fprop", "dgrad", "wgrad"):
+        launch = getattr(native_convolution, direction)
+
+        def launched(*args, launch=launch, direction=direction, **rest):
+            found.add(direction)
+            return launch(*args, **rest)
+
+        monkeypatch.setattr(native_convolution, direction, launched)
+    x, weight = drawn(4, 64, 64, 64, dtype=dtype), drawn(3, 64, kernel, kernel, dtype=dtype)
+    twins = [tensor.detach().clone().requires_grad_() for tensor in (x, weight)]
+    arguments = (None, stride, kernel // 2)
+    y, twin = ops.conv2d(x, weight, *arguments), F.conv2d(*twins, *arguments)
+    upstream = dense(torch.randn_like(twin))
+    y.backward(upstream)
+    twin.backward(upstream)
+    assert found == taken
+    for ours, theirs in zip(
+        (y, x.grad, weight.grad), (twin, *(t.grad for t in twins)), strict=True
+    ):
+        # Both sum at least 3 products of normal numbers in float32, in orders of their own.
+        size = theirs.detach().abs().max()
+        bound = 2 * torch.finfo(dtype).eps * size + 2048 * torch.finfo(torch.float32).eps * size
+        assert (ours - theirs).abs().max() <= bound
 
 
 def test_contiguous_inputs_are_left_to_torch(extension) -> None:
