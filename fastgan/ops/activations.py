@@ -25,7 +25,7 @@ class Activation:
 
     name: str
     apply: Callable[[Tensor, float], Tensor]
-    #: The same on a tensor that nobody else needs; for leaky_relu slope must be >= 0.
+    #: The same on a tensor that nobody else needs; without a derivative for leaky_relu.
     apply_in_place: Callable[[Tensor, float], Tensor]
     #: (grad, z, slope) -> the gradient at z.
     backward_from_input: Callable[[Tensor, Tensor, float], Tensor]
@@ -100,11 +100,12 @@ def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
 def activate_fresh(z: Tensor, activation: str, negative_slope: float) -> Tensor:
     """Activate a tensor that was just made and that no derivative needs: in place if possible.
 
-    One pass over memory less than `activate`, which makes another tensor.
+    One tensor less than `activate` makes. What is written over the result afterwards must not be
+    what the derivative reads, unless it is with `activate` too: leaky_relu's is its input there.
     """
     if activation == "identity":
         return z
-    if activation == "leaky_relu" and negative_slope < 0:  # its derivative in place needs the sign
+    if activation == "leaky_relu" and z.requires_grad:
         return F.leaky_relu(z, negative_slope)
     return ACTIVATIONS[activation].apply_in_place(z, negative_slope)
 

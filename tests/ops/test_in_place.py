@@ -54,3 +54,13 @@ def test_values_derivatives_and_the_input_are_torchs(name, activation, slope) ->
     (expected_second,) = torch.autograd.grad(expected.square().sum(), theirs)
     torch.testing.assert_close(second, expected_second)
     assert torch.equal(ours, values)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_leaky_relu_may_be_written_over_like_torchs(name) -> None:
+    operator, twin, parameters = OPERATORS[name]
+    values = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(1)).double()
+    ours, theirs = (values.clone().requires_grad_() for _ in range(2))
+    operator(ours, "leaky_relu", 0.2).mul_(2).sin().sum().backward()
+    F.leaky_relu(twin(theirs, *parameters), 0.2).mul_(2).sin().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
