@@ -306,7 +306,9 @@ def plan(
     device_type = "cpu" if x.is_cpu else device.type  # the name of a device takes long to make
     compiling = torch.compiler.is_compiling()
     tf32 = device_type == "cuda" and (_tf32_while_tracing() if compiling else tf32_allowed())
-    key = (  # a _Key in waiting: a named tuple takes longer to make than to look up
+    key: tuple[
+        Any, ...
+    ] = (  # a _Key in waiting: a named tuple takes longer to make than to look up
         transposed,
         device,
         weight.device,
@@ -340,7 +342,7 @@ def plan(
 
 
 def _hashable(key: tuple[Any, ...]) -> _Key:
-    return _Key(*(tuple(value) if isinstance(value, list) else value for value in key))
+    return _Key._make(tuple(value) if isinstance(value, list) else value for value in key)
 
 
 def implementation_of(made: Plan, activation: str, *operands: Tensor | None) -> str:

@@ -100,8 +100,11 @@ def _row(
     **bounds: Any,
 ) -> ConvolutionWin:
     """A row whose channels are bounded from below alone, but for an image's."""
-    both = [side if isinstance(side, tuple) else (side, _MANY) for side in (big, small)]
-    return ConvolutionWin(levels, dtype, direction, *both, **bounds)
+    return ConvolutionWin(levels, dtype, direction, _bounds(big), _bounds(small), **bounds)
+
+
+def _bounds(channels: int | tuple[int, int]) -> tuple[int, int]:
+    return channels if isinstance(channels, tuple) else (channels, _MANY)
 
 
 _PAIRS, _AMX = ("avx512_bf16",), ("amx_bf16",)
