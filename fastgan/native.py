@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -114,6 +114,7 @@ _lock = threading.RLock()
 _extension: Extension | None = None
 _reason: str | None = None  # why there is no extension; final for this process
 _tried_to_build = False
+_when_loaded: list[Callable[[ModuleType], None]] = []
 
 
 def mode() -> str:
@@ -158,7 +159,7 @@ def extension(*, build: bool = True) -> Extension | None:
             if found is None:
                 _reason = _last_failure() or "not built yet (`fastgan doctor --build` compiles it)"
                 return None
-            _extension, _reason = found, None
+            _loaded(found)
         except NativeBuildError as error:
             _reason = str(error)
             if mode() == "require":
@@ -193,9 +194,18 @@ def build() -> Extension:
         if _extension is None:
             if mode() == "off":
                 raise NativeBuildError("FASTGAN_NATIVE=off: unset it to build the native kernels")
-            _extension = _find() or _build_once(forget_failure=True)
-            _reason, _tried_to_build = None, True
+            _loaded(_find() or _build_once(forget_failure=True))
+            _tried_to_build = True
         return _extension
+
+
+def when_loaded(action: Callable[[ModuleType], None]) -> None:
+    """Call `action` with the extension's module: now if it is loaded, else once it is."""
+    with _lock:
+        if _extension is None:
+            _when_loaded.append(action)
+            return
+    action(_extension.module)
 
 
 def status() -> Status:
@@ -262,6 +272,14 @@ def _load(folder: Path, origin: str) -> Extension:
     if level:
         _force(module, level, f"FASTGAN_NATIVE_LEVEL={level!r}")
     return Extension(module, folder, origin)
+
+
+def _loaded(found: Extension) -> None:
+    """Take `found` as this process's extension; the lock is held."""
+    global _extension, _reason
+    _extension, _reason = found, None
+    while _when_loaded:
+        _when_loaded.pop()(found.module)
 
 
 def _find() -> Extension | None:

@@ -56,6 +56,7 @@ X86_LEVELS: dict[str, tuple[str, ...]] = {
 #: Sources compiled once, for any processor of the architecture.
 BASE_SOURCES = (
     "memory",
+    "arena",
     "parallel",
     "levels",
     "operators",
@@ -63,6 +64,8 @@ BASE_SOURCES = (
     "image_operators",
     "host",
 )
+#: As these, but with torch's C++ interface: its stable one has no allocators.
+TORCH_SOURCES = ("tensor_allocator",)
 #: Sources compiled once for every level.
 LEVEL_SOURCES = ("level",)
 
@@ -79,7 +82,7 @@ FLAGS = (
     "-Wno-uninitialized",  # GCC 12 warns of its own AVX-512 headers
     "-Wno-maybe-uninitialized",
     "-DNDEBUG",
-    # What PyTorch 2.10 does not have is a compile error.
+    # Where torch's stable interface serves, what PyTorch 2.10 does not have is a compile error.
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )
 
@@ -123,12 +126,17 @@ def units(sources: Path) -> list[Unit]:
     base_units = [
         Unit(sources / "cpu" / f"{source}.cpp", (), f"{source}.o") for source in BASE_SOURCES
     ]
-    return [*level_units, *base_units]
+    torch_units = [
+        Unit(sources / "cpu" / f"{source}.cpp", ("-UTORCH_TARGET_VERSION",), f"{source}.o")
+        for source in TORCH_SOURCES
+    ]
+    return [*level_units, *torch_units, *base_units]
 
 
 def source_digest(sources: Path) -> str:
     """Return a digest of every C++ source and of the flags that they are compiled with."""
-    digest = hashlib.sha256(repr((FLAGS, levels(), BASE_SOURCES, LEVEL_SOURCES)).encode())
+    named = (LEVEL_SOURCES, TORCH_SOURCES, BASE_SOURCES)
+    digest = hashlib.sha256(repr((FLAGS, levels(), named)).encode())
     for path in sorted(sources.rglob("*")):
         if path.suffix in (".h", ".cpp") and path.parent.name != "cuda":
             digest.update(path.relative_to(sources).as_posix().encode())
@@ -267,10 +275,8 @@ def compile_library(folder: Path, progress: Callable[[int, int], None] | None = 
     library = folder / LIBRARY
     objects = [str(folder / unit.object_name) for unit in work]
     torch_libraries = str(Path(torch.__file__).parent / "lib")
-    run_compiler(
-        [compiler, "-shared", *objects, "-o", str(library), f"-L{torch_libraries}", "-ltorch_cpu"],
-        deadline,
-    )
+    linked = (f"-L{torch_libraries}", "-ltorch_cpu", "-lc10")
+    run_compiler([compiler, "-shared", *objects, "-o", str(library), *linked], deadline)
     for built in objects:
         Path(built).unlink()
     write_record(folder, build_key(sources), compiler)

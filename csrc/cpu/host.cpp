@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "levels.h"
+#include "tensor_allocator.h"
 
 #if defined(__clang__)
 #define FASTGAN_COMPILER __VERSION__
@@ -62,6 +63,21 @@ PYBIND11_MODULE(_fastgan_cpu, module) {
       },
       "Processor features that the levels ask for.");
   module.def("threads", [] { return torch::stable::get_num_threads(); }, "torch's CPU threads.");
+  module.def("allocate_tensors", &cpu::allocate_tensors,
+             "Allocate torch's large CPU tensors in an arena from now on. False if that cannot be.");
+  module.def(
+      "arena",
+      [] {
+        const cpu::Arena::Usage usage = cpu::tensor_arena_usage();
+        pybind11::dict result;
+        result["reserved"] = usage.reserved;
+        result["in_use"] = usage.in_use;
+        result["highest"] = usage.highest;
+        result["blocks"] = usage.blocks;
+        result["free_blocks"] = usage.free_blocks;
+        return result;
+      },
+      "The tensors' arena, in bytes and blocks (arena.h); all 0 if there is none.");
   module.def(
       "build_info",
       [] {

@@ -99,10 +99,25 @@ def _native_kernels() -> Iterator[tuple[str, str]]:
         lacks = [name for name, present in status.features.items() if not present]
         yield "processor", ", ".join(has) + (f"; without {', '.join(lacks)}" if lacks else "")
     yield "native cache", _cache(status.cache)
+    yield "freed memory", _freed_memory()
     cuda = native_cuda.status()
     yield "native CUDA", f"in {cuda.folder}" if cuda.usable else f"not in use: {cuda.reason}"
     if cuda.usable:
         yield "  kernels", _cuda_kernels()
+
+
+def _freed_memory() -> str:
+    """What becomes of the memory that a training step on the CPU frees."""
+    from fastgan.memory import arena, keep_freed_memory
+
+    kept = keep_freed_memory()
+    state = arena()
+    if state is not None:
+        reserved = state["reserved"] / 2**30
+        return f"kept for the next step: tensors in an arena (of {reserved:.0f} GiB at most)"
+    if kept:
+        return "kept for the next step in the C library's heap: a higher peak than in an arena"
+    return "given back to the system: each step takes fresh pages"
 
 
 def _cuda_kernels() -> str:
