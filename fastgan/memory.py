@@ -38,7 +38,7 @@ def keep_freed_memory() -> bool:
     never given back to the system.
 
     Returns:
-        Whether it does so by now: not without glibc and without the native library.
+        Whether it does so by now; False means that there is neither glibc nor the native library.
 
     Raises:
         NativeBuildError: FASTGAN_NATIVE=require, and the native library is damaged.
@@ -55,7 +55,7 @@ def arena() -> dict[str, int] | None:
         `reserved`, `in_use` and `highest`, in bytes: of addresses, of the tensors that live, and up
         to the highest end that one ever had; `blocks` and `free_blocks`, how many there are.
     """
-    extension = native.extension(build=False) if native.ruled_out() is None else None
+    extension = native.extension(build=False)
     usage = extension.module.arena() if extension is not None else {"reserved": 0}
     return usage if usage["reserved"] else None
 
