@@ -145,7 +145,7 @@ def extension(*, build: bool = True) -> Extension | None:
     Raises:
         NativeBuildError: FASTGAN_NATIVE=require, and it cannot be had.
     """
-    global _extension, _reason, _tried_to_build
+    global _reason, _tried_to_build
     if _extension is not None or (_tried_to_build and mode() != "require"):
         return _extension
     with _lock:
@@ -189,14 +189,16 @@ def build() -> Extension:
     Raises:
         NativeBuildError: FASTGAN_NATIVE=off, or it cannot be compiled or loaded.
     """
-    global _extension, _reason, _tried_to_build
+    global _tried_to_build
     with _lock:
-        if _extension is None:
-            if mode() == "off":
-                raise NativeBuildError("FASTGAN_NATIVE=off: unset it to build the native kernels")
-            _loaded(_find() or _build_once(forget_failure=True))
-            _tried_to_build = True
-        return _extension
+        if _extension is not None:
+            return _extension
+        if mode() == "off":
+            raise NativeBuildError("FASTGAN_NATIVE=off: unset it to build the native kernels")
+        found = _find() or _build_once(forget_failure=True)
+        _loaded(found)
+        _tried_to_build = True
+        return found
 
 
 def when_loaded(action: Callable[[ModuleType], None]) -> None:
