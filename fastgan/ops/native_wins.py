@@ -111,9 +111,9 @@ _PAIRS, _AMX = ("avx512_bf16",), ("amx_bf16",)
 _AVX512 = ("amx_bf16", "avx512_bf16", "avx512")  # the same float32 kernels
 _BF16, _FP32 = torch.bfloat16, torch.float32
 _IMAGE = (1, 4)  # channels of an image
-_POINT: dict[str, Any] = {"most_kernel": 1, "most_stride": 1, "pixels": 256}  # pixel by pixel
+_POINT: dict[str, Any] = {"most_kernel": 1, "most_stride": 1, "pixels": 65536}  # pixel by pixel
 #: A generator's last convolution, of its own size.
-_TO_IMAGE: dict[str, Any] = {"kernel": 3, "most_kernel": 7, "most_stride": 1, "pixels": 4096}
+_TO_IMAGE: dict[str, Any] = {"kernel": 3, "most_kernel": 7, "most_stride": 1, "pixels": 65536}
 #: The first row that holds serves. Winograd's weights are transformed anew in each call: few pixels
 #: are faster product by product. A batch of one leaves half of wgrad's bfloat16 pairs empty, which
 #: shows where it has many pixels.
@@ -134,8 +134,7 @@ CONVOLUTION_WINS = (
     _row(_AVX512, _FP32, "wgrad", 64, 128, pixels=1024, algorithm="winograd"),
     _row(_AVX512, _FP32, "wgrad", 128, 256, stride=2, pixels=256),
     _row(_AVX512, _FP32, "wgrad", 64, 128, stride=2, pixels=4096),
-    _row(_AVX512, _FP32, "fprop", (64, 127), _IMAGE, **(_POINT | {"pixels": 16384})),
-    _row(_AVX512, _FP32, "fprop", 128, _IMAGE, **_POINT),
+    _row(_AVX512, _FP32, "fprop", 64, _IMAGE, **_POINT),
     _row(_AVX512, _FP32, "fprop", 64, _IMAGE, **_TO_IMAGE),
     _row(_AVX512, _FP32, "wgrad", 64, _IMAGE, **_TO_IMAGE),
     _row(_AVX512, _FP32, "dgrad", 32, _IMAGE, **_POINT),

@@ -138,7 +138,7 @@ def test_a_convolution_to_an_image_takes_the_directions_that_win(
             return launch(*args, **rest)
 
         monkeypatch.setattr(native_convolution, direction, launched)
-    x, weight = drawn(4, 64, 64, 64, dtype=dtype), drawn(3, 64, kernel, kernel, dtype=dtype)
+    x, weight = drawn(16, 64, 64, 64, dtype=dtype), drawn(3, 64, kernel, kernel, dtype=dtype)
     twins = [tensor.detach().clone().requires_grad_() for tensor in (x, weight)]
     arguments = (None, stride, kernel // 2)
     y, twin = ops.conv2d(x, weight, *arguments), F.conv2d(*twins, *arguments)
