@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "kernels.h"
 #include "levels.h"
 #include "tensor_allocator.h"
 
@@ -62,6 +63,8 @@ PYBIND11_MODULE(_fastgan_cpu, module) {
         return features;
       },
       "Processor features that the levels ask for.");
+  module.def("scratch_bytes", &cpu::scratch_bytes,
+             "Bytes of scratch memory that the kernels' threads keep between calls.");
   module.def("threads", [] { return torch::stable::get_num_threads(); }, "torch's CPU threads.");
   module.def("allocate_tensors", &cpu::allocate_tensors,
              "Allocate torch's large CPU tensors in an arena from now on. False if that cannot be.");

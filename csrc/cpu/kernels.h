@@ -15,6 +15,7 @@ namespace fastgan::cpu {
 
 // Runs task(context, index) for every index below `count`, on torch's threads.
 void parallel(int64_t count, void (*task)(void* context, int64_t index), void* context);
+int64_t threads();  // that `parallel` uses
 
 // Memory of the calling thread that is kept and reused: at least `bytes`, 64-byte aligned. Each
 // slot is a buffer of its own; what an earlier call left in it is lost.
@@ -29,6 +30,7 @@ enum class Scratch : int {
   count
 };
 void* scratch(Scratch slot, size_t bytes);
+size_t scratch_bytes();  // that all threads keep now
 
 struct BatchNormForward {
   DataType type;

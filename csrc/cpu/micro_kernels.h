@@ -94,20 +94,20 @@ void multiply_rows(const Stretch<Step>* stretches, int64_t count, int64_t steps,
   }
 }
 
-// sums[R][kBlock] += broadcast[k][offset + r] * vectors[k][...] over k < steps (at least one): the outer products
-// of weight gradients, where every step (a pixel) has an address of its own on both sides.
+// sums[R][kBlock] += broadcast[k][offset + r] * vectors[k][...] over k < steps (at least one):
+// the outer products of weight gradients, where every step (a pixel) has an address of its own on
+// both sides.
 template <int R, int V, class Step>
-void add_outer_products(const Step* const* broadcast, int64_t broadcast_offset,
-                        const Step* const* vectors, int64_t vector_offset, int64_t steps,
-                        float* sums) {
+void add_outer_products(const Step* const* broadcast, int64_t offset, const Step* const* vectors,
+                        int64_t steps, float* sums) {
   Lanes tile[R][V];
   FASTGAN_UNROLL for (int r = 0; r < R; ++r) {
     FASTGAN_UNROLL for (int v = 0; v < V; ++v) tile[r][v] = load(sums + r * kBlock + v * kLanes);
   }
   int64_t k = 0;
   do {
-    const Step* source = vectors[k] + vector_offset;
-    const Step* row = broadcast[k] + broadcast_offset;
+    const Step* source = vectors[k];
+    const Step* row = broadcast[k] + offset;
     Lanes vector[V];
     FASTGAN_UNROLL for (int v = 0; v < V; ++v) vector[v] = vector_step(source + v * kLanes);
     FASTGAN_UNROLL for (int r = 0; r < R; ++r) {

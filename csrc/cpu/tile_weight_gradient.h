@@ -101,22 +101,15 @@ void tile_wgrad(const Convolution& c) {
                       small_places, c.small_channels, false, Scratch::second_operand);
   const int64_t groups = round_up_quotient(c.batch, kTileImages);
   const int64_t blocks = round_up_quotient(c.big_channels, kBlock);
-  const int64_t taps = c.kernel_height * c.kernel_width;
-  const int64_t weights = c.small_channels * taps * c.big_channels;
+  const int64_t weights = c.small_channels * c.kernel_height * c.kernel_width * c.big_channels;
   const Split split(groups * small_places, c.kernel_height * blocks, weights);
-  auto* partials =
-      static_cast<float*>(scratch(Scratch::partials, split.count * weights * sizeof(float)));
-  parallel_for(split.count * c.kernel_height * blocks, [&](int64_t task) {
+  const int64_t all = groups * small_places, size = small_channels * kBlock;
+  auto add = [&](int64_t group_of_sums, int64_t part, float* sums, char*) {
     const Tiles configured;
-    const int64_t channel = task % blocks * kBlock, kernel_y = task / blocks % c.kernel_height;
-    const int64_t index = task / blocks / c.kernel_height;
+    const int64_t channel = group_of_sums % blocks * kBlock, kernel_y = group_of_sums / blocks;
     const int64_t columns = channel + kBlock <= big_channels ? kBlock : big_channels - channel;
-    const int64_t size = small_channels * kBlock;
-    auto* sums =
-        static_cast<float*>(scratch(Scratch::task, c.kernel_width * size * sizeof(float)));
     memset(sums, 0, c.kernel_width * size * sizeof(float));
-    const int64_t first = index * split.images;
-    const int64_t all = groups * small_places;
+    const int64_t first = part * split.images;
     const int64_t last = first + split.images < all ? first + split.images : all;
     for (int64_t begin = first; begin < last; begin += kTurnPlaces) {
       const int64_t end = begin + kTurnPlaces < last ? begin + kTurnPlaces : last;
@@ -141,18 +134,23 @@ void tile_wgrad(const Convolution& c) {
         }
       }
     }
-    const int64_t width = channel + kBlock <= c.big_channels ? kBlock : c.big_channels - channel;
-    float* target = partials + index * weights + kernel_y * c.kernel_width * c.big_channels;
-    for (int64_t row = 0; row < c.small_channels; ++row) {
-      for (int64_t kernel_x = 0; kernel_x < c.kernel_width; ++kernel_x) {
-        memcpy(target + (row * taps + kernel_x) * c.big_channels + channel,
-               sums + kernel_x * size + row * kBlock, width * sizeof(float));
-      }
-    }
-  });
+  };
   with_type(c.result_type, [&](auto element) {
     using T = typename decltype(element)::type;
-    store_weight<T>(partials, split.count, weights, static_cast<T*>(c.result));
+    auto store_rows = [&](int64_t group, int64_t begin, int64_t end, const float* sums) {
+      const int64_t channel = group % blocks * kBlock, kernel_y = group / blocks;
+      const int64_t width =
+          channel + kBlock <= c.big_channels ? kBlock : c.big_channels - channel;
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t kernel_x = row / small_channels, s = row % small_channels;
+        if (s >= c.small_channels) continue;
+        const int64_t tap = (s * c.kernel_height + kernel_y) * c.kernel_width + kernel_x;
+        store_row(static_cast<T*>(c.result) + tap * c.big_channels + channel, sums + row * kBlock,
+                  width);
+      }
+    };
+    const int64_t rows = c.kernel_width * small_channels;
+    add_splits(split, c.kernel_height * blocks, rows, rows * kBlock, 0, add, store_rows);
   });
 }
 

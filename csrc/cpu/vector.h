@@ -152,6 +152,14 @@ FASTGAN_SHARED void for_channel_blocks(int64_t channels, const Visit& visit) {
   if (channel < channels) visit(Vectors<1>{}, channel, static_cast<int>(channels - channel));
 }
 
+// Calls visit(first channel, width) for every vector of channels.
+template <class Visit>
+FASTGAN_SHARED void for_lanes(int64_t channels, const Visit& visit) {
+  int64_t channel = 0;
+  for (; channel + kLanes <= channels; channel += kLanes) visit(channel, kLanes);
+  if (channel < channels) visit(channel, static_cast<int>(channels - channel));
+}
+
 // A vector of a block: whole, or the first `width` lanes of it.
 template <class T>
 FASTGAN_SHARED Lanes load_width(const T* source, int width) {

@@ -53,14 +53,6 @@ FASTGAN_SHARED const float* zero_row(int64_t channels, Scratch slot) {
   return zeros;
 }
 
-// Calls visit(first channel, width) for every vector of channels.
-template <class Visit>
-FASTGAN_SHARED void for_lanes(int64_t channels, const Visit& visit) {
-  int64_t channel = 0;
-  for (; channel + kLanes <= channels; channel += kLanes) visit(channel, kLanes);
-  if (channel < channels) visit(channel, static_cast<int>(channels - channel));
-}
-
 // The four sums of a tile from its nine products: (m0 + m1, m1 + m2) along either axis.
 FASTGAN_SHARED void tile_sums(const Lanes (&products)[kFactors], Lanes (&sums)[2][2]) {
   Lanes rows[2][3];

@@ -101,12 +101,11 @@ FASTGAN_SHARED void make_factor(const TurnPixels<side>& turn, int64_t count, int
   }
 }
 
-// The four taps of one parity from the sums [factor][small channel][kBlock] of its products.
-FASTGAN_SHARED void store_taps(const Convolution& c, int64_t parity, const float* sums,
-                               int64_t channel, int64_t channels, float* result) {
-  const int64_t rows = c.small_channels;
+// The sums [factor][small channel][kBlock] of one parity's products become its four taps
+// [tap][small channel][kBlock], where they lie.
+FASTGAN_SHARED void make_taps(int64_t rows, int64_t channels, float* sums) {
   for (int64_t row = 0; row < rows; ++row) {
-    for_lanes(channels, [&](int64_t first, int lanes) {
+    for (int64_t first = 0; first < channels; first += kLanes) {
       Lanes products[kFactors], taps[2][2];
       for (int64_t factor = 0; factor < kFactors; ++factor) {
         const Lanes sum = load(sums + (factor * rows + row) * kBlock + first);
@@ -114,37 +113,39 @@ FASTGAN_SHARED void store_taps(const Convolution& c, int64_t parity, const float
         products[factor] = (factor < 3) != (factor % 3 == 0) ? -sum : sum;
       }
       tile_sums(products, taps);
-      for (int64_t y = 0; y < 2; ++y) {
-        for (int64_t x = 0; x < 2; ++x) {
-          const int64_t tap = (parity / 2 + 2 * y) * 4 + parity % 2 + 2 * x;
-          store_width(result + (row * 16 + tap) * c.big_channels + channel + first, taps[y][x],
-                      lanes);
-        }
+      for (int64_t tap = 0; tap < 4; ++tap) {
+        store(sums + (tap * rows + row) * kBlock + first, taps[tap / 2][tap % 2]);
       }
-    });
+    }
   }
 }
 
-FASTGAN_SHARED void add_tile_gradients(const Convolution& c, const Split& split,
-                                       const float* zeros, float* partials) {
-  const int64_t blocks = round_up_quotient(c.big_channels, kBlock), rows = c.small_channels;
-  const int64_t tiles_y = round_up_quotient(c.small_height, 2);
-  const int64_t tiles_x = round_up_quotient(c.small_width, 2);
-  const View small{static_cast<const float*>(c.small), zeros, c.small_height, c.small_width, rows,
-                   1, 0, 0, c.small_height, c.small_width};
-  parallel_for(split.count * 4 * blocks, [&](int64_t task) {
-    const int64_t channel = task % blocks * kBlock, parity = task / blocks % 4;
-    const int64_t index = task / blocks / 4;
-    const int64_t channels = channel + kBlock <= c.big_channels ? kBlock : c.big_channels - channel;
-    const int64_t size = rows * kBlock, pitch = padded(rows);
-    auto* sums = static_cast<float*>(scratch(
-        Scratch::task, (kFactors * size + kReductionPixels * (kBlock + pitch)) * sizeof(float)));
-    float* big_buffer = sums + kFactors * size;
+// A group is (parity, block of big channels), its sums are [tap of the parity][small channel][kBlock].
+struct TileGroup {
+  const Convolution& c;
+  const float* zeros;
+  int64_t blocks, rows;
+
+  FASTGAN_SHARED int64_t size() const { return rows * kBlock; }
+  FASTGAN_SHARED int64_t memory_bytes() const {
+    return kReductionPixels * (kBlock + padded(rows)) * sizeof(float);
+  }
+  FASTGAN_SHARED int64_t channels(int64_t group) const {
+    const int64_t left = c.big_channels - group % blocks * kBlock;
+    return left < kBlock ? left : kBlock;
+  }
+
+  FASTGAN_SHARED void add(int64_t group, int64_t first, int64_t last, float* sums,
+                          char* memory) const {
+    const int64_t channel = group % blocks * kBlock, width = channels(group);
+    const int64_t tiles_y = round_up_quotient(c.small_height, 2);
+    const int64_t tiles_x = round_up_quotient(c.small_width, 2), pitch = padded(rows);
+    const View small{static_cast<const float*>(c.small), zeros, c.small_height, c.small_width,
+                     rows, 1, 0, 0, c.small_height, c.small_width};
+    const View big = parity_view(c, group / blocks, zeros);
+    auto* big_buffer = reinterpret_cast<float*>(memory);
     float* small_buffer = big_buffer + kReductionPixels * kBlock;
-    memset(sums, 0, kFactors * size * sizeof(float));
-    const View big = parity_view(c, parity, zeros);
-    const int64_t first = index * split.images;
-    const int64_t last = first + split.images < c.batch ? first + split.images : c.batch;
+    memset(sums, 0, kFactors * size() * sizeof(float));
     const int64_t all = (last - first) * tiles_y * tiles_x;
     for (int64_t begin = 0; begin < all; begin += kReductionPixels) {
       const int64_t count = all - begin < kReductionPixels ? all - begin : kReductionPixels;
@@ -159,30 +160,45 @@ FASTGAN_SHARED void add_tile_gradients(const Convolution& c, const Split& split,
       for (int64_t factor = 0; factor < kFactors; ++factor) {
         Turn<float> turn;
         turn.count = count;
-        make_factor(big_pixels, count, factor, channel, channels, kBlock, big_buffer,
-                    turn.vectors);
+        make_factor(big_pixels, count, factor, channel, width, kBlock, big_buffer, turn.vectors);
         make_factor(small_pixels, count, factor, 0, rows, pitch, small_buffer, turn.broadcast);
-        add_turn(turn, rows, 0, vectors_of(channels), sums + factor * size);
+        add_turn(turn, rows, vectors_of(width), sums + factor * size());
       }
     }
-    store_taps(c, parity, sums, channel, channels,
-               partials + index * rows * 16 * c.big_channels);
-  });
-}
+    make_taps(rows, width, sums);
+  }
+
+  template <class T>
+  FASTGAN_SHARED void store(int64_t group, int64_t begin, int64_t end, const float* sums,
+                            T* result) const {
+    const int64_t parity = group / blocks;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t y = parity / 2 + index / rows / 2 * 2, x = parity % 2 + index / rows % 2 * 2;
+      const int64_t tap = index % rows * 16 + y * 4 + x;
+      store_row(result + tap * c.big_channels + group % blocks * kBlock, sums + index * kBlock,
+                channels(group));
+    }
+  }
+};
 
 void winograd_wgrad(const Convolution& call) {
-  const int64_t weights = call.small_channels * 16 * call.big_channels;
-  const int64_t tasks = 4 * round_up_quotient(call.big_channels, kBlock);
-  const Split split(call.batch, tasks, weights);
-  const int64_t most =
-      call.big_channels > call.small_channels ? call.big_channels : call.small_channels;
+  const int64_t rows = call.small_channels;
+  const int64_t most = call.big_channels > rows ? call.big_channels : rows;
   const float* zeros = zero_row(padded(most), Scratch::offsets);
-  auto* partials = static_cast<float*>(
-      scratch(Scratch::partials, split.count * weights * sizeof(float)));
-  add_tile_gradients(call, split, zeros, partials);
+  const TileGroup tiles{call, zeros, round_up_quotient(call.big_channels, kBlock), rows};
+  const int64_t groups = 4 * tiles.blocks;
+  const Split split(call.batch, groups, rows * 16 * call.big_channels);
   with_type(call.result_type, [&](auto element) {
     using T = typename decltype(element)::type;
-    store_weight<T>(partials, split.count, weights, static_cast<T*>(call.result));
+    add_splits(
+        split, groups, 4 * rows, kFactors * tiles.size(), tiles.memory_bytes(),
+        [&](int64_t group, int64_t part, float* sums, char* memory) {
+          const int64_t first = part * split.images, last = first + split.images;
+          tiles.add(group, first, last < call.batch ? last : call.batch, sums, memory);
+        },
+        [&](int64_t group, int64_t begin, int64_t end, const float* sums) {
+          tiles.store(group, begin, end, sums, static_cast<T*>(call.result));
+        });
   });
 }
 

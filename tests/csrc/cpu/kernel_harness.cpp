@@ -17,6 +17,8 @@
 
 namespace fastgan::cpu {
 
+int64_t threads() { return harness::threads; }
+
 // The product's own runs on torch's threads; this one on fresh threads.
 void parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
   std::atomic<int64_t> next{0};

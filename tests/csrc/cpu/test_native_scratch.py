@@ -1,0 +1,44 @@
+"""The memory that the kernels keep between calls does not grow with the batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# A fresh process of one thread: what earlier calls left would hide what a call asks for.
+KEPT = """
+import sys
+import torch
+from fastgan import native, native_convolution
+torch.set_num_threads(1)
+level, dtype, algorithm = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3]
+def dense(*shape):
+    return torch.ones(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+with native.forced_level(level):
+    for n in (64, 256):
+        for b, s in ((64, 70), (3, 64), (65, 260)):
+            native_convolution.wgrad(
+                dense(n, b, 16, 16), dense(n, s, 8, 8), kernel_size=(4, 4), stride=(2, 2),
+                padding=(1, 1), algorithm=algorithm,
+            )
+        print(native.build().module.scratch_bytes())
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "algorithm"),
+    [("float32", "direct"), ("float32", "winograd"), ("bfloat16", "direct"), ("float16", "direct")],
+)
+def test_weight_gradients_keep_no_copy_of_their_operands(
+    level: str, dtype: str, algorithm: str
+) -> None:
+    if (level, dtype) == ("amx_bf16", "bfloat16"):
+        pytest.skip("tiles are copies of the operands")
+    command = [sys.executable, "-c", KEPT, level, dtype, algorithm]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    few, many = map(int, done.stdout.split())
+    # At most: two partial sums of 4 taps and a task's 9 factors, each 260 x 64 floats; a turn of
+    # 128 pixels, 260 channels of one side and up to 4 x 64 of the other: 1.4 MB. An operand has 17.
+    assert 0 < few == many < 2 << 20
