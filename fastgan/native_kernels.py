@@ -180,11 +180,37 @@ def forward_inference(
     negative_slope: float,
 ) -> Tensor:
     """Batch norm with the running statistics, then the activation; arguments as above."""
-    y = torch.empty_like(x)
     invstd = torch.rsqrt(running_var.double() + eps).float()
+    return normalise(
+        x, running_mean[None], invstd[None], weight, bias,
+        activation=activation, negative_slope=negative_slope,
+    )  # fmt: skip
+
+
+def normalise(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    """Batch norm with statistics that are known, then the activation.
+
+    With what `forward_training` returned, its result again, to the bit.
+
+    Args:
+        x: [N, C, ...], dense channels_last.
+        mean, invstd: [stat_groups, C], of each of as many equal slices of the batch.
+        weight, bias: [C] or None.
+        activation, negative_slope: as in `fastgan.ops.batch_norm_act`.
+    """
+    y = torch.empty_like(x)
     operators().batch_norm_forward(
-        x, y, vector(weight), vector(bias), vector(running_mean), invstd, None, None,
-        0.0, eps, ACTIVATIONS[activation], negative_slope, 1, False,
+        x, y, vector(weight), vector(bias), vector(mean), vector(invstd), None, None,
+        0.0, 0.0, ACTIVATIONS[activation], negative_slope, mean.shape[0], False,
     )  # fmt: skip
     return y
 

@@ -20,6 +20,7 @@ from torch.nn.modules.module import (
 from fastgan.nn.batch_norm import BatchNorm2d
 from fastgan.nn.convolution import Conv2d, ConvTranspose2d
 from fastgan.nn.epilogue import epilogue_of
+from fastgan.ops.recomputation import recompute_input
 
 # The layers that can apply an activation to their own output.
 FUSING = (Conv2d, ConvTranspose2d, BatchNorm2d)
@@ -84,13 +85,23 @@ def why_not_fused(layer: nn.Module, follower: nn.Module, after: nn.Module | None
     return None
 
 
+def _unseen(norm: nn.Module | None, convolution: nn.Module) -> bool:
+    """Whether nobody can have written to what `norm` handed to `convolution`."""
+    return (
+        isinstance(norm, BatchNorm2d)
+        and isinstance(convolution, Conv2d | ConvTranspose2d)
+        and not (norm._forward_hooks or convolution._forward_pre_hooks or _global_hooks())
+    )
+
+
 class Sequential(nn.Sequential):
     """`torch.nn.Sequential` that applies an activation inside the fastgan layer before it.
 
     A `fastgan.nn.Conv2d`, `ConvTranspose2d` or `BatchNorm2d` followed at once by a `ReLU`,
     `LeakyReLU`, `Tanh` or `Sigmoid` runs as one operator, unless a hook would notice or autograd
-    would refuse what it used to allow (see `why_not_fused`). It holds nothing besides its modules:
-    names, indices, slices and state_dict are those of the twin.
+    would refuse what it used to allow (see `why_not_fused`). What a batch norm hands to a
+    convolution is kept once, not twice (see `fastgan.ops.recomputation`). It holds nothing besides
+    its modules: names, indices, slices and state_dict are those of the twin.
     """
 
     def forward(self, input: Any) -> Any:
@@ -105,8 +116,9 @@ class Sequential(nn.Sequential):
         modules = list(self._modules.values())
         last = len(modules) - 1
         index = 0
+        before: nn.Module | None = None
         while index <= last:
-            module = modules[index]
+            module, given = modules[index], input
             index += 1
             epilogue = None
             if index <= last and isinstance(module, FUSING):
@@ -120,4 +132,7 @@ class Sequential(nn.Sequential):
             else:
                 input = module(input, epilogue=epilogue)
                 index += 1
+            if _unseen(before, module):
+                recompute_input(input, given)
+            before = module
         return input
