@@ -2,12 +2,15 @@
 
 The baseline is the PyTorch example's pipeline: a folder of JPEG files read through a DataLoader
 whose workers decode, resize, crop and normalise. fastgan decodes once into a packed file and cuts
-batches from its memory map; on a GPU the bytes travel and are normalised there.
+batches from its memory map; on a GPU the bytes travel and are normalised there. A resident set is
+indexed, mirrored and normalised as the trainer does it, and beside it the same bytes are copied:
+what that takes is the least that memory allows.
 """
 
 from __future__ import annotations
 
 import functools
+import statistics
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -21,13 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 from bench.baselines import CHANNELS
 from bench.ceilings import measure_ceilings
 from bench.gate import judge, tolerance
-from bench.method import Contestant, race
+from bench.method import Contestant, paired_ratio, race, rotating
 from bench.results import Results, Row, capture_environment
 from bench.rows import Entry, rows_of
 from bench.shapes import Cost
 from fastgan.data import BatchIndices, PackedImages, normalise, open_images
+from fastgan.ops.image_batch import image_batch
 
 IMAGES = 2048
+SAME_BYTES = "a copy of the same bytes"
 
 
 class JpegFolder(Dataset):
@@ -73,15 +78,22 @@ def run_data(
         )
         expected = _pixels(files[:batch_size], image_size)
         order = BatchIndices(len(packed), batch_size, seed)
-        resident = packed.resident(device)
+        resident = packed.resident(device).permute(0, 2, 3, 1)
+        first = torch.arange(batch_size, device=device)
         pipelines: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
             "fastgan packed": (
                 functools.partial(_packed_batch, packed, order, device, _counter()),
                 lambda: normalise(packed.batch(np.arange(batch_size)), device),
             ),
             "fastgan resident": (
-                functools.partial(_resident_batch, resident, order, _counter()),
-                lambda: normalise(resident[torch.arange(batch_size, device=device)]),
+                functools.partial(_resident_batch, resident, order, None, _counter()),
+                lambda: image_batch(resident, first),
+            ),
+            "fastgan resident, mirrored by chance": (
+                functools.partial(
+                    _resident_batch, resident, order, torch.Generator(device), _counter()
+                ),
+                lambda: image_batch(resident, first, torch.ones_like(first, dtype=torch.bool)),
             ),
         }
         loaders = []
@@ -97,11 +109,15 @@ def run_data(
         entries, contestants = [], []
         for title, (call, first_batch) in pipelines.items():
             allowed = {"batch": tolerance(torch.float32, 4)}
-            verdict = judge({"batch": first_batch()}, {"batch": expected}, allowed)
+            exact = expected.flip(3) if "mirrored" in title else expected
+            verdict = judge({"batch": first_batch()}, {"batch": exact}, allowed)
             entries.append(Entry(title, title.startswith("fastgan"), verdict))
             if verdict.passed:
                 contestants.append(Contestant(title, call))
         report(f"{len(contestants)} pipelines in turns for {seconds:.0f} s")
+        # A byte read and four written for each value; half of them are read in a copy.
+        copied = _copies(5 * batch_size * CHANNELS * image_size**2 // 2, resident)
+        contestants.append(Contestant(SAME_BYTES, copied))
         timings = race(contestants, device, seconds=seconds)
         for stream in loaders:
             stream.close()
@@ -117,7 +133,13 @@ def run_data(
     for row in rows:
         if row.median is not None:
             row.extra["images_per_second"] = batch_size / row.median
+            row.extra["copy_share"] = paired_ratio(timings[SAME_BYTES], timings[row.provider])[0]
     results.rows = rows
+    copy_seconds = statistics.median(timings[SAME_BYTES].samples)
+    results.notes.append(
+        f"{SAME_BYTES} as a batch's ({5 * pixels / 1e6:.1f} MB read and written): "
+        f"{1e6 * copy_seconds:.1f} µs, {5 * pixels / copy_seconds / 1e9:.0f} GB/s"
+    )
     return results
 
 
@@ -153,9 +175,22 @@ def _packed_batch(
     return normalise(packed.batch(order.indices(next(steps))), device)
 
 
-def _resident_batch(resident: Tensor, order: BatchIndices, steps: Iterator[int]) -> Tensor:
+def _resident_batch(
+    resident: Tensor, order: BatchIndices, flips: torch.Generator | None, steps: Iterator[int]
+) -> Tensor:
+    """As `fastgan.training.inputs` makes it."""
     indices = torch.from_numpy(order.indices(next(steps))).to(resident.device)
-    return normalise(resident[indices])
+    mirrored = None
+    if flips is not None:
+        mirrored = torch.rand(len(indices), generator=flips, device=resident.device) < 0.5
+    return image_batch(resident, indices, mirrored)
+
+
+def _copies(count: int, resident: Tensor) -> Callable[[], object]:
+    """Copies `count` bytes to fresh memory, from all over a set as large as the resident one."""
+    sets = max(1, resident.numel() // count)
+    source = torch.empty((sets, count), dtype=torch.uint8, device=resident.device).random_()
+    return rotating([functools.partial(torch.clone, one) for one in source])
 
 
 def _endless(
