@@ -68,6 +68,7 @@ class Trainer:
             keep_freed_memory()
         self.batches = Batches(data, config, self.device)
         self.state = TrainingState.initial(config, self.device)
+        self.state.make_optimizer_state()
         self.runner = StepRunner(config, self.state, self.batches.resident)
 
     @classmethod

@@ -277,3 +277,27 @@ def test_bf16_is_channels_last_with_float32_weights_and_losses(trainer) -> None:
 def test_images_of_another_size_are_refused(trainer) -> None:
     with pytest.raises(ConfigError, match=r"\(8, 3, 8, 8\)"):
         trainer().step(torch.zeros(8, 3, 8, 8))
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_optimizers_begin_as_they_would_have(trainer, optimiser, device) -> None:
+    made = trainer(optimiser=optimiser, device=device).state
+    config = trainer(optimiser=optimiser, device=device).config
+    lazy = type(made).initial(config, made.device)
+    for network, twin in zip(
+        (made.generator, made.discriminator), (lazy.generator, lazy.discriminator), strict=True
+    ):
+        moments = made.optimizer_of(network).state
+        for weight, other in zip(network.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(weight, other)
+            assert weight.grad is None
+            assert all(not tensor.any() for tensor in moments[weight].values())
+            other.grad = torch.ones_like(other)
+        lazy.optimizer_of(twin).step()
+        for weight in network.parameters():
+            weight.grad = torch.ones_like(weight)
+        made.optimizer_of(network).step()
+        for weight, other in zip(network.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(weight, other)
+            assert moments[weight].keys() == lazy.optimizer_of(twin).state[other].keys()
