@@ -24,9 +24,13 @@ from fastgan.ops import native_cuda as native_cuda_ops
 SETTINGS = {"activation": "leaky_relu", "negative_slope": 0.2}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shim_operators(shim_objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`torch.ops.fastgan_cuda`, computing on the CPU."""
+    """`torch.ops.fastgan_cuda`, computing on the CPU.
+
+    Once in a process, not once in each visit to this module, which a worker that steals tests may
+    leave and come back to: a second library of the same names crashes while it is being loaded.
+    """
     folder = tmp_path_factory.mktemp("operators")
     sources = (SOURCES / "cuda" / "operators.cpp", SHIM / "torch_stream.cpp")
     torch_folder = Path(torch.__file__).parent
