@@ -24,7 +24,6 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -35,6 +34,7 @@ from types import ModuleType
 
 from fastgan import environment, native_build
 from fastgan.errors import ConfigError, NativeBuildError
+from fastgan.native_progress import progress_line, say
 
 try:
     import fcntl
@@ -252,12 +252,6 @@ def _force(module: ModuleType, name: str, asked: str) -> None:
         raise ConfigError(f"{asked} cannot run here; usable: {', '.join(module.levels())}")
 
 
-def say(line: str) -> None:
-    """Write one line of the package's own to stderr, if there is one to write to."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(f"fastgan: {line}", file=sys.stderr, flush=True)
-
-
 def _load(folder: Path, origin: str) -> Extension:
     """Load the library in `folder`, which `check_library` has found whole."""
     path = folder / native_build.LIBRARY
@@ -342,7 +336,7 @@ def _compile_into(root: Path, key: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
     started = time.monotonic()
     try:
-        with _progress_line() as progress:
+        with progress_line() as progress:
             native_build.compile_library(folder, progress)
         say(f"native CPU kernels compiled in {time.monotonic() - started:.0f} s")
         if (root / key).exists():  # a damaged one
@@ -351,33 +345,6 @@ def _compile_into(root: Path, key: str) -> None:
     finally:
         for leftover in root.glob(f".{key}.*"):
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-class _ProgressLine:
-    """One line on stderr: rewritten in place on a terminal, written once elsewhere."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr is not None and sys.stderr.isatty()
-        if not self.terminal:
-            say("compiling the native CPU kernels, once (about a minute) ...")
-
-    def __call__(self, count: int, total: int) -> None:
-        if self.terminal:
-            text = f"\rfastgan: compiling the native CPU kernels, once: {count}/{total} files "
-            print(text, end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self.terminal:
-            print(file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _progress_line() -> Iterator[_ProgressLine]:
-    line = _ProgressLine()
-    try:
-        yield line
-    finally:
-        line.end()
 
 
 @contextlib.contextmanager

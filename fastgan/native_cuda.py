@@ -20,6 +20,7 @@ import torch
 
 from fastgan import native, native_build, native_cuda_build
 from fastgan.errors import NativeBuildError
+from fastgan.native_progress import say
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def usable(*, compiling: bool = True) -> str | None:
                     if native.mode() == "require":
                         raise NativeBuildError(f"FASTGAN_NATIVE=require: {error}") from error
                     _reason = str(error)
-                    native.say(f"CUDA C++ kernels are off, others serve instead: {error}")
+                    say(f"CUDA C++ kernels are off, others serve instead: {error}")
             _tried = True
         return _reason
 
@@ -260,7 +261,7 @@ def _last_failure() -> str | None:
 
 def _compile_into(root: Path, key: str) -> None:
     """Compile in a folder of this process's own, then rename it to `root / key`."""
-    native.say("compiling the CUDA kernels, once (about a minute) ...")
+    say("compiling the CUDA kernels, once (about a minute) ...")
     started = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
     try:
@@ -268,7 +269,7 @@ def _compile_into(root: Path, key: str) -> None:
         if (root / key).exists():  # a damaged one
             shutil.rmtree(root / key)
         work.rename(root / key)
-        native.say(f"CUDA kernels compiled in {time.monotonic() - started:.0f} s")
+        say(f"CUDA kernels compiled in {time.monotonic() - started:.0f} s")
     finally:
         with contextlib.suppress(OSError):
             for leftover in root.glob(f".{key}.*"):  # the lock is ours: whoever made others is gone

@@ -394,5 +394,7 @@ def test_levels_define_nothing_outside_their_namespace(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    foreign = [line for line in listed.splitlines() if "fastgan::cpu::avx2::" not in line]
+    # The second is how it reads in names too long for nm to demangle.
+    own = ("fastgan::cpu::avx2::", "N7fastgan3cpu4avx2")
+    foreign = [line for line in listed.splitlines() if not any(name in line for name in own)]
     assert not foreign
