@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan import native
+from fastgan.native_kernels import operators
 
 
 def gather(images: Tensor, indices: Tensor, flips: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -28,12 +28,10 @@ def gather(images: Tensor, indices: Tensor, flips: Tensor | None, dtype: torch.d
         IndexError: an index is out of range.
         RuntimeError: the kernels are not loaded, or an argument does not fit (it is named).
     """
-    if native.extension() is None:
-        raise RuntimeError(f"native kernels are not loaded: {native.reason()}")
+    run = operators().image_batch.default
     if flips is not None:
         flips = flips.contiguous()
     batch = torch.empty((indices.numel(), *images.shape[1:]), dtype=dtype)
-    run = torch.ops.fastgan_cpu.image_batch.default
     outside = run(images, indices.contiguous(), flips, batch)
     if outside >= 0:
         raise index_error(indices, outside, images.shape[0])

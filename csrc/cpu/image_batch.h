@@ -3,7 +3,7 @@
 // One pass. A task is a run of rows of the batch, worked on in pieces of one image; while one piece
 // is converted the next is fetched, as no processor foresees where the next image lies. Mirrored rows
 // are reversed, pixel by pixel, into a small buffer that stays in the first-level cache. Stores go
-// through the caches: past them, they were measured slower at every size.
+// through the caches: past them, they were measured slower, or at best as fast.
 #pragma once
 
 #include "dispatch.h"

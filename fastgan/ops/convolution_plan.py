@@ -306,9 +306,8 @@ def plan(
     device_type = "cpu" if x.is_cpu else device.type  # the name of a device takes long to make
     compiling = torch.compiler.is_compiling()
     tf32 = device_type == "cuda" and (_tf32_while_tracing() if compiling else tf32_allowed())
-    key: tuple[
-        Any, ...
-    ] = (  # a _Key in waiting: a named tuple takes longer to make than to look up
+    # A _Key in waiting: a named tuple takes longer to make than to look up.
+    key: tuple[Any, ...] = (
         transposed,
         device,
         weight.device,
