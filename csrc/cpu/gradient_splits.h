@@ -12,18 +12,25 @@ namespace fastgan::cpu::FASTGAN_LEVEL {
 
 // Splits of the images, by the shape alone.
 struct Split {
-  int64_t count, images;  // images: (pairs of) images of each but the last
+  int64_t count, images;  // images: (pairs of) images of each but the last, or whatever is summed
 
-  Split(int64_t all_images, int64_t tasks, int64_t weights) {
-    if (all_images == 0) {
+  Split(int64_t all_images, int64_t tasks, int64_t weights)
+      : Split(all_images, splits_of(tasks, weights <= (int64_t{1} << 18) ? 32 : 16)) {}
+
+  // At most `most` splits.
+  Split(int64_t all, int64_t most) {
+    if (all == 0) {
       count = 1, images = 0;
       return;
     }
-    const int64_t wanted = weights <= (int64_t{1} << 18) ? 32 : 16;
-    count = tasks >= wanted ? 1 : round_up_quotient(wanted, tasks);
-    if (count > all_images) count = all_images;
-    images = round_up_quotient(all_images, count);
-    count = round_up_quotient(all_images, images);
+    count = most < all ? most : all;
+    images = round_up_quotient(all, count);
+    count = round_up_quotient(all, images);
+  }
+
+  // As many splits of each of `groups` as make the wanted number of tasks.
+  static int64_t splits_of(int64_t groups, int64_t wanted) {
+    return groups >= wanted ? 1 : round_up_quotient(wanted, groups);
   }
 };
 

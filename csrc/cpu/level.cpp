@@ -7,6 +7,7 @@
 
 #if defined(__AMX_BF16__)
 
+#include "tile_convolution.h"
 #include "tile_weight_gradient.h"
 
 namespace fastgan::cpu::avx512_bf16 {
@@ -81,7 +82,7 @@ const Description description = {
     32 * kLanes,
     {kRows, kBlock},
 #if defined(__AMX_BF16__)
-    {2 * kTileRows, kTileChannels},
+    {2 * kTileRows, kTileDepth},
 #elif defined(__AVX512BF16__)
     {kRows, kBlock},
 #else

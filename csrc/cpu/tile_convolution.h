@@ -9,13 +9,10 @@
 //     c2 c3        a1                     b: weights (32 channels x 16 outputs, in pairs)
 #pragma once
 
-#include "tiles.h"
-#include "weight_gradient.h"
+#include "products.h"
+#include "tile_packing.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
-
-constexpr int64_t kTileRows = 16, kTileChannels = 32, kTileElements = 512;
-constexpr int64_t kTileBytes = 64;  // of one row
 
 // The images' channels at one pixel, as the prologue leaves them: [16 images][32 channels], zeros
 // where there is no image or channel. Images lie `stride` apart.
@@ -24,8 +21,8 @@ FASTGAN_SHARED void fill_tile(const Prologue& prologue, const BFloat16* source, 
                               BFloat16* tile) {
   for (int64_t row = 0; row < kTileRows; ++row) {
     const int64_t filled = row < images ? width : 0;
-    BFloat16* target = tile + row * kTileChannels;
-    memset(target + filled, 0, (kTileChannels - filled) * sizeof(BFloat16));
+    BFloat16* target = tile + row * kTileDepth;
+    memset(target + filled, 0, (kTileDepth - filled) * sizeof(BFloat16));
     if (filled && !prologue.scale) copy_elements(target, source + row * stride, filled);
   }
   if (!prologue.scale) return;
@@ -34,7 +31,7 @@ FASTGAN_SHARED void fill_tile(const Prologue& prologue, const BFloat16* source, 
     end = (group + 1) * prologue.images - first_image;
     if (end > images) end = images;
     apply_prologue(prologue, group, channel, width, source + row * stride, stride, end - row,
-                   tile + row * kTileChannels, kTileChannels);
+                   tile + row * kTileDepth, kTileDepth);
   }
 }
 
@@ -49,7 +46,7 @@ FASTGAN_SHARED const BFloat16* image_tiles(const Product& product, const Prologu
   const int64_t slices = groups_of(product), images = product.batch / slices;
   const int64_t groups = tile_groups_of_slice(product), channels = product.inputs;
   const int64_t pixels = product.input_height * product.input_width;
-  const int64_t blocks = round_up_quotient(channels, kTileChannels);
+  const int64_t blocks = round_up_quotient(channels, kTileDepth);
   auto* target = static_cast<BFloat16*>(
       scratch(slot, slices * groups * pixels * blocks * kTileElements * sizeof(BFloat16)));
   parallel_for(slices * groups * pixels, [&](int64_t task) {
@@ -57,8 +54,8 @@ FASTGAN_SHARED const BFloat16* image_tiles(const Product& product, const Prologu
     const int64_t left = images - group * kTileRows;
     const int64_t first_image = task / pixels / groups * images + group * kTileRows;
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = block * kTileChannels;
-      const int64_t width = first + kTileChannels <= channels ? kTileChannels : channels - first;
+      const int64_t first = block * kTileDepth;
+      const int64_t width = first + kTileDepth <= channels ? kTileDepth : channels - first;
       fill_tile(prologue, source + (first_image * pixels + pixel) * channels + first,
                 pixels * channels, first_image, left < kTileRows ? left : kTileRows, first, width,
                 target + (task * blocks + block) * kTileElements);
@@ -144,7 +141,7 @@ FASTGAN_SHARED void list_pixels(const Place* places, int64_t count, int64_t firs
 template <class PhaseOf>
 void run_tiles(const Product& product, int64_t phases, const PhaseOf& phase_of,
                const BFloat16* tiles, const Pair* packed, int64_t taps) {
-  const int64_t channel_blocks = round_up_quotient(product.inputs, kTileChannels);
+  const int64_t channel_blocks = round_up_quotient(product.inputs, kTileDepth);
   const int64_t groups = tile_groups_of_slice(product);
   const int64_t group_size =
       product.input_height * product.input_width * channel_blocks * kTileElements;
@@ -197,9 +194,6 @@ void run_tiles(const Product& product, int64_t phases, const PhaseOf& phase_of,
   });
 }
 
-// Fewer input channels than this leave a tile mostly empty.
-constexpr int64_t kFewTileInputs = 16;
-
 template <class PhaseOf>
 void run_tile_product(const Product& product, int64_t phases, const PhaseOf& phase_of,
                       const void* input, const Prologue& prologue, int64_t output_stride,
@@ -211,7 +205,7 @@ void run_tile_product(const Product& product, int64_t phases, const PhaseOf& pha
   const int64_t taps = call.kernel_height * call.kernel_width;
   const WeightOrder order{product.outputs, output_stride, taps, call.big_channels, product.inputs,
                     weight_offsets(product, nullptr, call.big_channels, input_stride),
-                    round_up_quotient(product.inputs, kTileChannels) * kTileRows};
+                    round_up_quotient(product.inputs, kTileDepth) * kTileRows};
   const Pair* packed = pack_weight<Pair>(static_cast<const BFloat16*>(call.weight), order);
   const BFloat16* tiles = image_tiles(product, prologue, static_cast<const BFloat16*>(input),
                                       Scratch::first_operand);

@@ -91,8 +91,9 @@ void try_convolution(const Kernels& kernels, DataType type, bool winograd) {
   const Convolutions& convolutions = winograd ? kernels.winograd : kernels.direct;
   Convolution c{};
   c.type = c.result_type = type;
+  const bool wide = !winograd && draw(0, 7) == 0;  // rows of several turns
   c.groups = draw(1, 3);
-  c.batch = c.groups * draw(1, 35 / c.groups);
+  c.batch = c.groups * draw(1, wide ? 2 : 35 / c.groups);
   c.big_channels = draw_channels();
   c.small_channels = draw_channels();
   c.kernel_height = winograd ? 4 : draw(1, 4);
@@ -101,8 +102,8 @@ void try_convolution(const Kernels& kernels, DataType type, bool winograd) {
   c.stride_width = winograd ? 2 : draw(1, 3);
   c.padding_height = draw(0, 2);
   c.padding_width = draw(0, 2);
-  c.big_height = draw(1, winograd ? 14 : 6);
-  c.big_width = draw(1, winograd ? 14 : 6);
+  c.big_height = draw(1, winograd || wide ? 14 : 6);
+  c.big_width = draw(1, wide ? 150 : winograd ? 14 : 6);
   const int64_t span_y = c.big_height + 2 * c.padding_height - c.kernel_height;
   const int64_t span_x = c.big_width + 2 * c.padding_width - c.kernel_width;
   if (span_y < 0 || span_x < 0) return;

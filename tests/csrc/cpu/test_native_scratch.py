@@ -34,11 +34,14 @@ with native.forced_level(level):
 def test_weight_gradients_keep_no_copy_of_their_operands(
     level: str, dtype: str, algorithm: str
 ) -> None:
-    if (level, dtype) == ("amx_bf16", "bfloat16"):
-        pytest.skip("tiles are copies of the operands")
     command = [sys.executable, "-c", KEPT, level, dtype, algorithm]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     few, many = map(int, done.stdout.split())
     # At most: two partial sums of 4 taps and a task's 9 factors, each 260 x 64 floats; a turn of
     # 128 pixels, 260 channels of one side and up to 4 x 64 of the other: 1.4 MB. An operand has 17.
-    assert 0 < few == many < 2 << 20
+    # AMX: partial sums of 4 MB, a task's sums of 16 taps x 128 x 64 floats, a turn of 0.8 + 0.3 MB;
+    # as many splits as there are images in hundreds, so that they are fewer of a small batch.
+    if (level, dtype) == ("amx_bf16", "bfloat16"):
+        assert 0 < few <= many < 6 << 20
+    else:
+        assert 0 < few == many < 2 << 20
