@@ -68,6 +68,7 @@ class FastganProvider:
         networks = zip((state.generator, state.discriminator), workload.networks(), strict=True)
         for mine, initial in networks:
             mine.load_state_dict(initial.state_dict())
+            state.refresh_packed(mine)
         return trainer
 
     def record(self, workload: Workload) -> StepRecord:

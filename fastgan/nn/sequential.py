@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     _global_backward_hooks,
     _global_backward_pre_hooks,
@@ -18,8 +18,9 @@ from torch.nn.modules.module import (
 )
 
 from fastgan.nn.batch_norm import BatchNorm2d
-from fastgan.nn.convolution import Conv2d, ConvTranspose2d
-from fastgan.nn.epilogue import epilogue_of
+from fastgan.nn.convolution import Conv2d, ConvTranspose2d, conv2d_arguments
+from fastgan.nn.epilogue import Epilogue, epilogue_of
+from fastgan.ops.convolution_pair import conv2d_pair
 from fastgan.ops.recomputation import recompute_input
 
 # The layers that can apply an activation to their own output.
@@ -94,6 +95,39 @@ def _unseen(norm: nn.Module | None, convolution: nn.Module) -> bool:
     )
 
 
+def _pair(
+    layer: nn.Module, epilogue: Epilogue, followers: list[nn.Module], input: Any
+) -> Tensor | None:
+    """Return what two convolutions with an activation between make of `input`, as one operator.
+
+    None if they are to be called one by one: `conv2d_pair` does not serve them, or somebody would
+    notice.
+    """
+    if type(layer) is not Conv2d or layer._forward_pre_hooks or not isinstance(input, Tensor):
+        return None
+    if not followers or type(followers[0]) is not Conv2d:
+        return None
+    convolution = followers[0]
+    activated = convolution.activation != "identity" or (
+        len(followers) == 2 and epilogue_of(followers[1]) is not None
+    )
+    hooks = (
+        convolution._forward_hooks
+        or convolution._forward_pre_hooks
+        or convolution._backward_hooks
+        or convolution._backward_pre_hooks
+    )
+    replaced = "forward" in layer.__dict__ or "forward" in convolution.__dict__
+    if activated or hooks or replaced or convolution._compiled_call_impl is not None:
+        return None
+    if layer.padding_mode != "zeros" or convolution.padding_mode != "zeros":
+        return None
+    first = conv2d_arguments(layer, input)
+    second = conv2d_arguments(convolution, input)
+    del second["x"]
+    return conv2d_pair(first, second, *epilogue)
+
+
 class Sequential(nn.Sequential):
     """`torch.nn.Sequential` that applies an activation inside the fastgan layer before it.
 
@@ -130,8 +164,13 @@ class Sequential(nn.Sequential):
             if epilogue is None:
                 input = module(input)
             else:
-                input = module(input, epilogue=epilogue)
                 index += 1
+                pair = _pair(module, epilogue, modules[index : index + 2], input)
+                if pair is not None:
+                    before, input = modules[index], pair
+                    index += 1
+                    continue
+                input = module(input, epilogue=epilogue)
             if _unseen(before, module):
                 recompute_input(input, given)
             before = module

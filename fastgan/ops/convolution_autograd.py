@@ -28,7 +28,7 @@ from fastgan.ops.packing import packed
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """What a Function's backward needs to know beside tensors."""
 
     big_size: Pair
@@ -53,21 +53,21 @@ def _save(ctx: Any, data: Tensor, weight: Tensor, packed_weight: Tensor, y: Tens
     )
 
 
-def _pre_activation_gradient(grad: Tensor, y: Tensor | None, settings: _Settings) -> Tensor:
+def pre_activation_gradient(grad: Tensor, y: Tensor | None, settings: Settings) -> Tensor:
+    """Return the gradient before the activation, dense; y, its result, is None for identity."""
     if y is not None:
         activation = ACTIVATIONS[settings.activation]
         grad = activation.backward_from_output(grad, y, settings.negative_slope)
     return grad if transformed_backward(grad) else dense(grad)
 
 
-def _bias_gradient(grad: Tensor, settings: _Settings) -> Tensor:
+def bias_gradient(grad: Tensor) -> Tensor:
     """Return the sum over all dimensions but 1, in float32 at least."""
-    wide = torch.promote_types(grad.dtype, torch.float32)
-    return grad.sum((0, 2, 3), dtype=wide).to(settings.bias_dtype)
+    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
 def _grad_by_fprop(
-    big: Tensor, weight: Tensor, packed_weight: Tensor | None, at: _Settings
+    big: Tensor, weight: Tensor, packed_weight: Tensor | None, at: Settings
 ) -> Tensor:
     if transformed_backward(big, weight):
         weight = weight.to(big.dtype)
@@ -82,7 +82,7 @@ def _grad_by_fprop(
 
 
 def _grad_by_dgrad(
-    small: Tensor, weight: Tensor, packed_weight: Tensor | None, at: _Settings
+    small: Tensor, weight: Tensor, packed_weight: Tensor | None, at: Settings
 ) -> Tensor:
     if transformed_backward(small, weight):
         return REFERENCE["dgrad"](
@@ -110,7 +110,7 @@ def _grad_by_dgrad(
     )
 
 
-def _grad_by_wgrad(big: Tensor, small: Tensor, at: _Settings) -> Tensor:
+def _grad_by_wgrad(big: Tensor, small: Tensor, at: Settings) -> Tensor:
     if transformed_backward(big, small):
         return REFERENCE["wgrad"](
             big, small, at.kernel_size, at.stride, at.padding, at.weight_dtype
@@ -128,7 +128,7 @@ class Fprop(torch.autograd.Function):
     def forward(
         ctx, big, weight, bias, stride, padding, activation, negative_slope, implementation
     ):
-        ctx.settings = _Settings(
+        ctx.settings = Settings(
             tuple(big.shape[2:]),
             tuple(weight.shape[2:]),
             stride,
@@ -150,11 +150,13 @@ class Fprop(torch.autograd.Function):
     def backward(ctx, grad_small):
         big, weight, kernel_weight, y = ctx.saved_tensors
         wants_big, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_small = _pre_activation_gradient(grad_small, y, ctx.settings)
+        grad_small = pre_activation_gradient(grad_small, y, ctx.settings)
+        grad_weight = _grad_by_wgrad(big, grad_small, ctx.settings) if wants_weight else None
+        del big, y  # made again for this alone (see `recomputation`), they leave room
         return (
             _grad_by_dgrad(grad_small, weight, kernel_weight, ctx.settings) if wants_big else None,
-            _grad_by_wgrad(big, grad_small, ctx.settings) if wants_weight else None,
-            _bias_gradient(grad_small, ctx.settings) if wants_bias else None,
+            grad_weight,
+            bias_gradient(grad_small).to(ctx.settings.bias_dtype) if wants_bias else None,
             *(None,) * 5,
         )
 
@@ -175,7 +177,7 @@ class Dgrad(torch.autograd.Function):
         negative_slope,
         implementation,
     ):
-        ctx.settings = _Settings(
+        ctx.settings = Settings(
             big_size,
             tuple(weight.shape[2:]),
             stride,
@@ -205,11 +207,13 @@ class Dgrad(torch.autograd.Function):
     def backward(ctx, grad_big):
         small, weight, kernel_weight, y = ctx.saved_tensors
         wants_small, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_big = _pre_activation_gradient(grad_big, y, ctx.settings)
+        grad_big = pre_activation_gradient(grad_big, y, ctx.settings)
+        grad_weight = _grad_by_wgrad(grad_big, small, ctx.settings) if wants_weight else None
+        del small, y
         return (
             _grad_by_fprop(grad_big, weight, kernel_weight, ctx.settings) if wants_small else None,
-            _grad_by_wgrad(grad_big, small, ctx.settings) if wants_weight else None,
-            _bias_gradient(grad_big, ctx.settings) if wants_bias else None,
+            grad_weight,
+            bias_gradient(grad_big).to(ctx.settings.bias_dtype) if wants_bias else None,
             *(None,) * 6,
         )
 
@@ -219,7 +223,7 @@ class Wgrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, big, small, kernel_size, stride, padding, out_dtype, implementation):
-        ctx.settings = _Settings(
+        ctx.settings = Settings(
             tuple(big.shape[2:]),
             tuple(kernel_size),
             stride,
