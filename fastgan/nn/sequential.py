@@ -134,8 +134,9 @@ class Sequential(nn.Sequential):
     A `fastgan.nn.Conv2d`, `ConvTranspose2d` or `BatchNorm2d` followed at once by a `ReLU`,
     `LeakyReLU`, `Tanh` or `Sigmoid` runs as one operator, unless a hook would notice or autograd
     would refuse what it used to allow (see `why_not_fused`). What a batch norm hands to a
-    convolution is kept once, not twice (see `fastgan.ops.recomputation`). It holds nothing besides
-    its modules: names, indices, slices and state_dict are those of the twin.
+    convolution is kept once, not twice (see `fastgan.ops.recomputation`), and what a layer that
+    reads images hands to the next one not at all (see `fastgan.ops.convolution_pair`). It holds
+    nothing besides its modules: names, indices, slices and state_dict are those of the twin.
     """
 
     def forward(self, input: Any) -> Any:

@@ -31,6 +31,8 @@ class Activation:
     backward_from_input: Callable[[Tensor, Tensor, float], Tensor]
     #: (grad, y, slope) -> the same, read off the output; for leaky_relu slope must be >= 0.
     backward_from_output: Callable[[Tensor, Tensor, float], Tensor]
+    #: The same, written over grad; without a derivative.
+    backward_in_place: Callable[[Tensor, Tensor, float], Tensor]
 
 
 def _identity_backward(grad: Tensor, y_or_z: Tensor, slope: float) -> Tensor:
@@ -56,6 +58,7 @@ _ALL = (
         apply_in_place=lambda z, slope: z,
         backward_from_input=_identity_backward,
         backward_from_output=_identity_backward,
+        backward_in_place=_identity_backward,
     ),
     Activation(
         "relu",
@@ -63,6 +66,7 @@ _ALL = (
         apply_in_place=lambda z, slope: torch.relu_(z),
         backward_from_input=_relu_backward,
         backward_from_output=_relu_backward,
+        backward_in_place=lambda g, y, slope: aten.threshold_backward(g, y, 0, grad_input=g),
     ),
     Activation(
         "leaky_relu",
@@ -70,6 +74,9 @@ _ALL = (
         apply_in_place=lambda z, slope: F.leaky_relu_(z, slope),
         backward_from_input=lambda g, z, slope: aten.leaky_relu_backward(g, z, slope, False),
         backward_from_output=lambda g, y, slope: aten.leaky_relu_backward(g, y, slope, True),
+        backward_in_place=lambda g, y, slope: aten.leaky_relu_backward(
+            g, y, slope, True, grad_input=g
+        ),
     ),
     Activation(
         "tanh",
@@ -77,6 +84,7 @@ _ALL = (
         apply_in_place=lambda z, slope: z.tanh_(),
         backward_from_input=lambda g, z, slope: _tanh_backward(g, torch.tanh(z), slope),
         backward_from_output=_tanh_backward,
+        backward_in_place=lambda g, y, slope: aten.tanh_backward(g, y, grad_input=g),
     ),
     Activation(
         "sigmoid",
@@ -84,6 +92,7 @@ _ALL = (
         apply_in_place=lambda z, slope: z.sigmoid_(),
         backward_from_input=lambda g, z, slope: _sigmoid_backward(g, torch.sigmoid(z), slope),
         backward_from_output=_sigmoid_backward,
+        backward_in_place=lambda g, y, slope: aten.sigmoid_backward(g, y, grad_input=g),
     ),
 )
 

@@ -4,7 +4,8 @@ A layer that reads images has few input channels and the largest output of the n
 values, gradient and gradient before the activation are each as large again in backward. Making it
 anew costs little. So batches go through both layers a slice at a time, forward and backward, and
 only the input is kept: the slices stay in the caches, and of a DCGAN step's memory beyond weights
-and moments a third is gone. The result is to the bit that of the layers one by one; gradients of
+and moments a third is gone. The result is that of the layers one by one, to the bit unless a kernel
+has another algorithm for a slice than for the batch (Winograd's want a few images); gradients of
 weights are sums over slices in a fixed order.
 """
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastgan.convolution_sizes import fprop_shape
+from fastgan.ops.activations import ACTIVATIONS
 from fastgan.ops.convolution import (
     CPU_WHERE_IT_WINS,
     dense,
@@ -29,14 +31,13 @@ from fastgan.ops.convolution_autograd import (
     Settings,
     bias_gradient,
     fprop,
-    pre_activation_gradient,
 )
 from fastgan.ops.convolution_plan import Plan, plan
 from fastgan.ops.implementations import recorded, transformed, transformed_backward
 from fastgan.ops.packing import packed
 
-# Of what is between the layers, in a slice: two or three such tensors share the caches of a core.
-_SLICE_BYTES = 4 << 20
+# Of what is between the layers, in a slice: a few MiB, and enough images to fill every kernel.
+_SLICE_ELEMENTS = 2 << 20
 # The first layer is run once more in backward: its work must be a small part of the second's.
 _MOST_WORK = 1 / 8
 
@@ -74,7 +75,7 @@ def conv2d_pair(
         return None
     between = fprop_shape(x, weight, made.stride, made.padding)
     pixels = between[2] * between[3]
-    rows = _SLICE_BYTES // max(1, between[1] * pixels * made.dtype.itemsize)
+    rows = _SLICE_ELEMENTS // max(1, between[1] * pixels)
     if not 0 < rows < between[0]:
         return None
     a_slice = torch.empty((rows, *between[1:]), dtype=made.dtype, memory_format=torch.channels_last)
@@ -214,7 +215,8 @@ def _gradients(
             0.0,
             next_at.implementation,
         )
-        grad_between = pre_activation_gradient(grad_between, between, at)
+        if at.activation != "identity":
+            ACTIVATIONS[at.activation].backward_in_place(grad_between, between, at.negative_slope)
         del between
     yield _wgrad(x, grad_between, at) if wants_weight else None
     yield bias_gradient(grad_between) if wants_bias else None
@@ -242,7 +244,8 @@ def _differentiated(
     with torch.enable_grad():
         between = _differentiable(x, weight, bias, at)
         y = _differentiable(between, next_weight, next_bias, next_at)
-    inputs = [tensor for tensor, wants in zip(weights, wanted, strict=True) if wants]
+    pairs = zip(weights, wanted, strict=True)
+    inputs = [tensor for tensor, wants in pairs if wants and tensor is not None]
     found = iter(torch.autograd.grad(y, inputs, grad, create_graph=torch.is_grad_enabled()))
     return [next(found) if wants else None for wants in wanted]
 

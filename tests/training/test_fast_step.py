@@ -254,3 +254,46 @@ def test_a_runner_refuses_indices_without_resident_images(trainer) -> None:
     with pytest.raises(ValueError, match="not on the device"):
         one.step(torch.arange(8))
     assert isinstance(one.runner, StepRunner)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"one_pass": "off"},
+        {"discriminator_steps": 2, "accumulate": 2},
+        {"r1_gamma": 2.0, "r1_every": 2},
+        {"optimiser": "rmsprop", "precision": "bf16"},
+    ],
+    ids=lambda settings: "-".join(settings) or "recipe",
+)
+def test_early_updates_change_no_bit(trainer, settings, monkeypatch) -> None:
+    def run(large: int):
+        """The trainer after 4 steps, its metrics, and how many gradients D held at each update."""
+        monkeypatch.setattr("fastgan.training.step.LARGE_WEIGHT", large)
+        one = trainer(**settings)
+        weights = list(one.state.discriminator.parameters())
+        optimizer = one.state.discriminator_optimizer
+        held = []
+
+        def note(*_: object) -> None:
+            held.append(sum(weight.grad is not None for weight in weights))
+
+        optimizer.register_step_pre_hook(note)
+        return one, [one.step(one.batches.of_step(step)) for step in range(4)], held
+
+    early, early_metrics, early_held = run(0)
+    late, late_metrics, late_held = run(1 << 60)
+    assert set(late_held) == {len(list(late.state.discriminator.parameters()))}
+    assert set(early_held) == {0, 1}  # one by one, and then there are none
+    assert_close(early.state, late.state, 0.0)
+    for ours, theirs in zip(early_metrics, late_metrics, strict=True):
+        assert {k: float(v) for k, v in ours.items()} == {k: float(v) for k, v in theirs.items()}
+
+
+def test_gradients_that_are_bounded_together_wait_for_each_other(trainer, monkeypatch) -> None:
+    def clipped(large: int):
+        monkeypatch.setattr("fastgan.training.step.LARGE_WEIGHT", large)
+        return train(trainer, 3, clip_gradients=0.01)[0]
+
+    assert_close(clipped(0).state, clipped(1 << 60).state, 0.0)
