@@ -5,9 +5,10 @@ fresh pages again, each zeroed and faulted in: thousands of page faults a step, 
 time in the measurements of `bench step --isolate`.
 
 Told to keep them, it does, but places them badly: a quarter of a step's peak were holes. So with
-the native kernels' library, torch's tensors are allocated in an arena (csrc/cpu/arena.h), and glibc
-keeps what remains. FASTGAN_NATIVE=off does without, as a process does whose addresses are limited
-(`ulimit -v`) or to which another library has given an allocator.
+the native kernels' library, torch's tensors are allocated in an arena (csrc/cpu/arena.h), whose
+pages move where holes would remain, and glibc keeps the rest. FASTGAN_NATIVE=off does without, as
+a process does whose addresses are limited (`ulimit -v`) or to which another library has given an
+allocator.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def arena() -> dict[str, int] | None:
     """Return the state of the arena that torch's CPU tensors are allocated in, None without one.
 
     Returns:
-        `reserved`, `in_use` and `highest`, in bytes: of addresses, of the tensors that live, and up
-        to the highest end that one ever had; `blocks` and `free_blocks`, how many there are.
+        In bytes `reserved`, the addresses; `in_use`, the tensors that live, and `most_in_use`, that
+        ever lived at once; `backed`, what has memory; and `highest`, up to the highest end that a
+        tensor ever had. And `blocks` and `free_blocks`, how many there are.
     """
     extension = native.extension(build=False)
     usage = extension.module.arena() if extension is not None else {"reserved": 0}

@@ -57,6 +57,7 @@ X86_LEVELS: dict[str, tuple[str, ...]] = {
 BASE_SOURCES = (
     "memory",
     "arena",
+    "pages",
     "parallel",
     "levels",
     "operators",

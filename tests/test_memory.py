@@ -122,7 +122,8 @@ del block
 assert arena()["in_use"] == 0
 del huge
 state = arena()
-assert state["blocks"] == 0 and state["free_blocks"] == 1 and state["highest"] < 16 << 20
+assert state["blocks"] == 0 and state["free_blocks"] >= 2  # with memory and without
+assert state["most_in_use"] <= state["backed"] <= state["highest"] < 16 << 20
 """
     run(WITH_ARENA + program)
 

@@ -75,6 +75,8 @@ PYBIND11_MODULE(_fastgan_cpu, module) {
         pybind11::dict result;
         result["reserved"] = usage.reserved;
         result["in_use"] = usage.in_use;
+        result["most_in_use"] = usage.most_in_use;
+        result["backed"] = usage.backed;
         result["highest"] = usage.highest;
         result["blocks"] = usage.blocks;
         result["free_blocks"] = usage.free_blocks;

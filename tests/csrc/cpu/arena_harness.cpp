@@ -1,16 +1,27 @@
-// Draws allocations from an arena and compares it with a plain model of best fit, from one thread and
-// from many, and in the children of a process that forks while its threads allocate.
+// Draws allocations from an arena and compares it with a plain model, on a system that moves pages and
+// on one that does not; from one thread and from many, and in the children of a process that forks
+// while its threads allocate.
 //
-// Usage: arena_harness CHECK SEED, where CHECK is model, threads, forks or refusals. Exit 0 if right.
+// Usage: arena_harness CHECK SEED, where CHECK is moves (whether this system moves pages), model,
+// unmoved, pages, mappings, threads, forks or refusals. Exit 0 if right.
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <random>
 #include <string>
@@ -22,6 +33,7 @@
 namespace {
 
 using fastgan::cpu::Arena;
+using fastgan::cpu::Pages;
 
 constexpr size_t kArena = size_t{64} << 20;
 
@@ -61,76 +73,259 @@ struct Held {
   }
 };
 
-// Where best fit puts `size` bytes, the lowest on ties: the arena's end if nowhere.
-size_t best_fit(const std::map<size_t, size_t>& held, size_t size) {
-  size_t best = kArena, smallest = SIZE_MAX, end = 0;
-  auto consider = [&](size_t next) {
-    if (next - end >= size && next - end < smallest) best = end, smallest = next - end;
-  };
-  for (const auto& [offset, bytes] : held) {
-    consider(offset);
-    end = offset + bytes;
-  }
-  consider(kArena);
-  return best;
+// Whether this system can move pages and keep their old addresses (Linux 5.7).
+bool pages_can_move() {
+  const size_t bytes = 2 * Arena::kPage;
+  void* range = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(range != MAP_FAILED);
+  char* target = static_cast<char*>(range) + Arena::kPage;
+  void* moved = mremap(range, Arena::kPage, Arena::kPage, MREMAP_MAYMOVE | MREMAP_FIXED | 4, target);
+  CHECK(munmap(range, bytes) == 0);
+  return moved == target;
 }
 
-size_t gaps(const std::map<size_t, size_t>& held) {
-  size_t count = 0, end = 0;
-  for (const auto& [offset, bytes] : held) {
-    count += offset > end;
-    end = offset + bytes;
+// What an arena is to do, page by page: O(pages) for everything.
+struct Model {
+  enum Page : unsigned char { hollow, free, used };
+  static constexpr size_t kPages = kArena / Arena::kPage;
+
+  std::vector<Page> pages = std::vector<Page>(kPages, hollow);
+  size_t in_use = 0, most_in_use = 0, backed = 0, moved = 0;  // in pages
+  bool moves = true;
+
+  size_t end_of_stretch(size_t begin, bool apart) const {
+    size_t end = begin;
+    while (end < kPages && (apart ? pages[end] == pages[begin] : pages[end] != used)) ++end;
+    return end;
   }
-  return count + (end < kArena);
+
+  // The first page of the smallest stretch of free ones; or of the window among pages not in use
+  // that lacks the least memory, then in the smallest stretch, then the lowest. kPages if none.
+  size_t place(size_t size) const {
+    size_t best = kPages, smallest = SIZE_MAX;
+    for (size_t page = 0, end; page < kPages; page = end) {
+      end = end_of_stretch(page, true);
+      if (pages[page] == free && end - page >= size && end - page < smallest) {
+        best = page, smallest = end - page;
+      }
+    }
+    if (best < kPages) return best;
+    size_t least = SIZE_MAX;
+    for (size_t page = 0, end; page < kPages; page = end) {
+      if (pages[page] == used) {
+        end = page + 1;
+        continue;
+      }
+      end = end_of_stretch(page, false);
+      size_t lacking = 0;
+      for (size_t stop = page; stop < end; ++stop) {
+        lacking += pages[stop] == hollow;
+        if (stop >= page + size) lacking -= pages[stop - size] == hollow;
+        if (stop + 1 < page + size) continue;
+        if (lacking < least || (lacking == least && end - page < smallest)) {
+          least = lacking, smallest = end - page, best = stop + 1 - size;
+        }
+      }
+    }
+    return best;
+  }
+
+  void take(size_t first, size_t size) {
+    std::vector<size_t> stretches;  // of the lacking pages: memory is sought for one at a time
+    for (size_t page = first; page < first + size; ++page) {
+      if (pages[page] == hollow) {
+        if (page == first || pages[page - 1] != hollow) stretches.push_back(0);
+        ++stretches.back();
+      }
+    }
+    std::fill_n(pages.begin() + first, size, used);
+    in_use += size;
+    most_in_use = std::max(most_in_use, in_use);
+    for (size_t lacking : stretches) {
+      size_t page = kPages;
+      while (lacking > 0 && moves) {
+        const size_t spare = std::min(moved * Arena::kPage / 32, most_in_use * Arena::kPage / 16);
+        if ((backed + lacking) * Arena::kPage <= most_in_use * Arena::kPage + spare) break;
+        while (page > 0 && pages[page - 1] != free) --page;
+        if (page == 0) break;
+        // The whole of a stretch, or its end, at a time.
+        for (; page > 0 && pages[page - 1] == free && lacking > 0; --page, --lacking) {
+          pages[page - 1] = hollow;
+          ++moved;
+        }
+      }
+      backed += lacking;
+    }
+  }
+
+  void release(size_t first, size_t size) {
+    std::fill_n(pages.begin() + first, size, free);
+    in_use -= size;
+  }
+
+  size_t stretches() const {
+    size_t count = 0;
+    for (size_t page = 0, end; page < kPages; page = end) {
+      end = pages[page] == used ? page + 1 : end_of_stretch(page, true);
+      count += pages[page] != used;
+    }
+    return count;
+  }
+};
+
+// Pages of the arena that have memory, as the system counts them.
+size_t resident(const char* base) {
+  std::vector<unsigned char> answer(Model::kPages);
+  CHECK(mincore(const_cast<char*>(base), kArena, answer.data()) == 0);
+  return std::count_if(answer.begin(), answer.end(), [](unsigned char page) { return page & 1; });
 }
 
-void check_model(std::mt19937_64& generator) {
+void check_model(std::mt19937_64& generator, bool moves) {
   Arena arena(kArena + Arena::kPage);  // the page more is less than what is reserved at a time
   CHECK(arena.usage().reserved == kArena);
   char* base = nullptr;
-  std::map<size_t, size_t> model;  // offsets and sizes
+  Model model;
+  model.moves = moves;
   std::vector<Held> held;
   size_t highest = 0, refused = 0;
   for (int step = 0; step < 4000; ++step) {
     // Fills up and drains in turn, so that a full arena and a nearly empty one are met.
     const bool filling = (step / 400) % 2 == 0;
     if (held.empty() || generator() % 8 < (filling ? 6 : 2)) {
-      const size_t bytes = draw_size(generator), expected = best_fit(model, pages(bytes));
+      const size_t bytes = draw_size(generator), size = pages(bytes);
+      const size_t first = model.place(size / Arena::kPage);
       void* block = arena.allocate(bytes);
-      if (expected == kArena) {
+      if (first == Model::kPages) {
         CHECK(!block);
         ++refused;
         continue;
       }
       CHECK(block);
+      const size_t expected = first * Arena::kPage;
       if (!base) base = static_cast<char*>(block);
       CHECK(static_cast<char*>(block) == base + expected);
       CHECK(reinterpret_cast<uintptr_t>(block) % Arena::kPage == 0);
       CHECK(arena.owns(block) && arena.owns(static_cast<char*>(block) + bytes - 1));
-      model[expected] = pages(bytes);
-      highest = std::max(highest, expected + pages(bytes));
+      model.take(first, size / Arena::kPage);
+      highest = std::max(highest, expected + size);
       held.emplace_back(block, bytes, static_cast<unsigned char>(step));
     } else {
       std::swap(held[generator() % held.size()], held.back());
-      CHECK(held.back().intact());
-      model.erase(reinterpret_cast<char*>(held.back().data) - base);
-      arena.release(held.back().data);
+      const Held& last = held.back();
+      CHECK(last.intact());
+      model.release((reinterpret_cast<char*>(last.data) - base) / Arena::kPage,
+                    pages(last.bytes) / Arena::kPage);
+      arena.release(last.data);
       held.pop_back();
     }
     const Arena::Usage usage = arena.usage();
-    size_t in_use = 0;
-    for (const auto& [offset, bytes] : model) in_use += bytes;
-    CHECK(usage.in_use == in_use && usage.blocks == model.size());
-    CHECK(usage.free_blocks == gaps(model) && usage.highest == highest);
+    CHECK(usage.in_use == model.in_use * Arena::kPage && usage.blocks == held.size());
+    CHECK(usage.most_in_use == model.most_in_use * Arena::kPage);
+    CHECK(usage.backed == model.backed * Arena::kPage);
+    if (moves) CHECK(usage.backed <= usage.most_in_use + usage.most_in_use / 16);
+    CHECK(usage.free_blocks == model.stretches() && usage.highest == highest);
+    if (base && step % 16 == 0) CHECK(resident(base) == model.backed);
   }
   CHECK(refused > 0);
   for (const Held& one : held) {
     CHECK(one.intact());
     arena.release(one.data);
   }
-  CHECK(arena.usage().free_blocks == 1 && arena.usage().in_use == 0 && arena.usage().blocks == 0);
+  CHECK(arena.usage().in_use == 0 && arena.usage().blocks == 0);
   CHECK(!arena.owns(base - 1) && !arena.owns(base + kArena) && !arena.owns(nullptr));
   CHECK(arena.allocate(kArena) == base);
+}
+
+// The system refuses to move pages from now on, as one does that is too old for it.
+void refuse_moves() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mremap, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{4, filter};
+  CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+  CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+  CHECK(!pages_can_move());
+}
+
+// How many of the system's mappings lie in the arena.
+size_t mappings(const char* base) {
+  std::ifstream maps("/proc/self/maps");
+  size_t count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    const uintptr_t begin = std::strtoull(line.c_str(), nullptr, 16);
+    count += begin - reinterpret_cast<uintptr_t>(base) < kArena;
+  }
+  return count;
+}
+
+// Moves pages to and fro. A move crosses no border of the system's mappings, some systems refuse
+// that: as many as there are, at least, must be known.
+void check_pages(std::mt19937_64& generator) {
+  constexpr size_t kCount = 256;
+  Pages range(kArena);
+  CHECK(range.bytes() == kArena && range.make_writable(kCount * Arena::kPage));
+  char* base = range.base();
+  std::vector<char> holds(kCount, 0);  // the first byte of each page
+  for (int step = 0; step < 2000; ++step) {
+    const size_t half = kCount / 2, count = 1 + generator() % 40;
+    size_t from = generator() % (half - count), to = half + generator() % (half - count);
+    if (generator() % 2) std::swap(from, to);
+    for (size_t page = from; page < from + count; ++page) {
+      CHECK(base[page * Arena::kPage] == holds[page]);
+      base[page * Arena::kPage] = static_cast<char>(generator());
+    }
+    std::vector<char> moved;
+    for (size_t page = from; page < from + count; ++page) moved.push_back(base[page * Arena::kPage]);
+    if (step % 500 == 499) {
+      range.drop(from * Arena::kPage, count * Arena::kPage);
+    } else {
+      CHECK(range.move(from * Arena::kPage, to * Arena::kPage, count * Arena::kPage));
+      std::copy(moved.begin(), moved.end(), holds.begin() + to);
+    }
+    std::fill_n(holds.begin() + from, count, 0);
+    CHECK(mappings(base) <= range.mappings());
+  }
+  CHECK(!range.fixed());
+}
+
+// A step whose sizes never fit what an earlier one left, over and over: pages move in each.
+void check_mappings(std::mt19937_64& generator) {
+  constexpr size_t kAllowed = 100;
+  Arena arena(kArena, kAllowed);
+  char* base = static_cast<char*>(arena.allocate(Arena::kPage));
+  size_t most = 0;
+  int drops = 0;
+  for (int step = 0; step < 400; ++step) {
+    std::vector<Held> held;
+    size_t backed = arena.usage().backed;
+    for (int i = 0; i < 200; ++i) {
+      if (held.size() < 12 && generator() % 3) {
+        const size_t bytes = std::min(draw_size(generator), size_t{1} << 20);
+        held.emplace_back(arena.allocate(bytes), bytes, static_cast<unsigned char>(generator()));
+        const size_t now = arena.usage().backed;
+        drops += now < backed;
+        backed = now;
+      } else if (!held.empty()) {
+        std::swap(held[generator() % held.size()], held.back());
+        CHECK(held.back().intact());
+        arena.release(held.back().data);
+        held.pop_back();
+      }
+    }
+    for (const Held& one : held) {
+      CHECK(one.intact());
+      arena.release(one.data);
+    }
+    most = std::max(most, mappings(base));
+    CHECK(resident(base) * Arena::kPage <= arena.usage().backed);
+  }
+  // What is allowed, beside what the blocks in use had when memory was dropped the last time.
+  CHECK(most <= 3 * kAllowed);
+  CHECK(drops > 0);
+  CHECK(arena.usage().highest < kArena);
 }
 
 // Allocates, marks, checks and frees until told to stop, or `steps` times.
@@ -161,7 +356,7 @@ void check_threads(std::mt19937_64& generator) {
   std::vector<std::thread> threads;
   for (int i = 0; i < 8; ++i) threads.emplace_back(use, std::ref(arena), generator(), 2000, nullptr);
   for (std::thread& thread : threads) thread.join();
-  CHECK(arena.usage().free_blocks == 1 && arena.usage().in_use == 0);
+  CHECK(arena.usage().blocks == 0 && arena.usage().in_use == 0);
 }
 
 void check_forks(std::mt19937_64& generator) {
@@ -187,7 +382,7 @@ void check_forks(std::mt19937_64& generator) {
   for (std::thread& thread : threads) thread.join();
   CHECK(before.intact());
   arena.release(before.data);
-  CHECK(arena.usage().free_blocks == 1);
+  CHECK(arena.usage().blocks == 0);
 }
 
 void check_refusals(std::mt19937_64&) {
@@ -207,7 +402,7 @@ void check_refusals(std::mt19937_64&) {
   CHECK(second);
   arena.release(first);
   arena.release(second);
-  CHECK(arena.usage().free_blocks == 1);
+  CHECK(arena.usage().blocks == 0 && arena.usage().free_blocks == 2);  // with memory and without
 }
 
 }  // namespace
@@ -216,7 +411,11 @@ int main(int count, char** words) {
   if (count != 3) return 2;
   const std::string check = words[1];
   std::mt19937_64 generator(std::strtoull(words[2], nullptr, 10));
-  if (check == "model") return check_model(generator), 0;
+  if (check == "moves") return !pages_can_move();
+  if (check == "model") return check_model(generator, true), 0;
+  if (check == "unmoved") return refuse_moves(), check_model(generator, false), 0;
+  if (check == "pages") return check_pages(generator), 0;
+  if (check == "mappings") return check_mappings(generator), 0;
   if (check == "threads") return check_threads(generator), 0;
   if (check == "forks") return check_forks(generator), 0;
   if (check == "refusals") return check_refusals(generator), 0;

@@ -1,6 +1,7 @@
-"""The arena of torch's tensors (csrc/cpu/arena.cpp) alone, under the sanitizers.
+"""The arena of torch's tensors (csrc/cpu/arena.cpp, pages.cpp) alone, under the sanitizers.
 
-arena_harness.cpp draws allocations and compares them with a plain model of best fit.
+arena_harness.cpp draws allocations and compares them with a plain model of where blocks go and
+which pages have memory, and that with what the system says is resident.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def build(folder: Path, sanitizers: str) -> Path:
     flags = ("-O1", "-g1", "-pthread", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
     kept = [flag for flag in native_build.FLAGS if "TORCH" not in flag and flag != "-O2"]
     program = folder / "arena_harness"
-    files = [str(HERE / "arena_harness.cpp"), str(sources / "cpu" / "arena.cpp")]
+    parts = [str(sources / "cpu" / f"{name}.cpp") for name in ("arena", "pages")]
+    files = [str(HERE / "arena_harness.cpp"), *parts]
     command = [compiler, *kept, *flags, *files, "-o", str(program)]
     subprocess.run(command, check=True, timeout=300)
     return program
@@ -48,11 +50,36 @@ def run(program: Path, check: str, seed: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def moving(addresses_checked: Path) -> Path:
+    done = subprocess.run([str(addresses_checked), "moves", "1"], timeout=120, check=False)
+    if done.returncode != 0:
+        pytest.skip("this system does not move pages and keep their addresses (Linux 5.7 does)")
+    return addresses_checked
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_blocks_go_where_best_fit_puts_them_and_keep_their_contents(
-    addresses_checked: Path, seed: int
+def test_no_more_memory_than_was_ever_in_use_is_resident_and_blocks_keep_their_contents(
+    moving: Path, seed: int
 ) -> None:
-    run(addresses_checked, "model", seed)
+    run(moving, "model", seed)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_system_that_moves_no_pages_has_best_fit(addresses_checked: Path, seed: int) -> None:
+    run(addresses_checked, "unmoved", seed)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pages_take_their_contents_along_and_a_move_knows_the_systems_mappings(
+    moving: Path, seed: int
+) -> None:
+    run(moving, "pages", seed)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pages_that_move_for_ever_leave_few_mappings(moving: Path, seed: int) -> None:
+    run(moving, "mappings", seed)
 
 
 def test_what_the_system_refuses_leaves_the_arena_whole(addresses_checked: Path) -> None:
