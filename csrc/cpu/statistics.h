@@ -49,7 +49,9 @@ template <bool ahead, class T>
 FASTGAN_SHARED void add_to_partial(const T* x, int64_t rows, int64_t stride, int64_t channels,
                                    int64_t width, float& seen, float* partial) {
   if (seen == 0.0f) {
-    memset(partial, 0, kPartialRows * width * sizeof(float));
+    for (int64_t row = 0; row < kPartialRows; ++row) {
+      memset(partial + row * width, 0, padded(channels) * sizeof(float));
+    }
     for_channel_blocks(channels, [&](auto vectors, int64_t channel, int lanes) {
       FASTGAN_UNROLL for (int v = 0; v < decltype(vectors)::value; ++v) {
         store(partial + channel + v * kLanes, load_width(x + channel + v * kLanes, lanes));

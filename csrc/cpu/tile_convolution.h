@@ -1,196 +1,318 @@
 // fprop and dgrad of bfloat16 on AMX tiles.
 //
-// A tile's 16 rows are the same place in 16 images. The input is copied once a call so that such a
-// tile is 1 KB of dense memory, [group of images][y][x][block of 32 channels][16 images][32
-// channels]: every tap at every stride is then a dense load, and padding is a tile that is left out.
-// A product makes two places by 32 output channels at a time in four accumulator tiles:
+// A tile's 16 rows are the same place in 16 images, copied by the task that reads it (tile_units.h):
+// every tap at every stride is then a dense load, and padding is a tile that is left out. A product
+// makes two places by 32 output channels at a time in four accumulator tiles:
 //
 //     c0 c1   +=   a0   x   b0 b1         a: places (16 images x 32 channels)
 //     c2 c3        a1                     b: weights (32 channels x 16 outputs, in pairs)
+//
+// A task is a unit, which stays in the second-level cache, by a range of output channels: all places
+// of the unit for 32 channels, then for the next, so that the weights are read once a unit. Where all
+// output channels of a place's output pixels fit into 16 columns (a generator's images), the phases
+// are one product whose taps are those of them all.
 #pragma once
 
 #include "products.h"
-#include "tile_packing.h"
+#include "tile_units.h"
+#include "tile_weight.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
-// The images' channels at one pixel, as the prologue leaves them: [16 images][32 channels], zeros
-// where there is no image or channel. Images lie `stride` apart.
-FASTGAN_SHARED void fill_tile(const Prologue& prologue, const BFloat16* source, int64_t stride,
-                              int64_t first_image, int64_t images, int64_t channel, int64_t width,
-                              BFloat16* tile) {
-  for (int64_t row = 0; row < kTileRows; ++row) {
-    const int64_t filled = row < images ? width : 0;
-    BFloat16* target = tile + row * kTileDepth;
-    memset(target + filled, 0, (kTileDepth - filled) * sizeof(BFloat16));
-    if (filled && !prologue.scale) copy_elements(target, source + row * stride, filled);
-  }
-  if (!prologue.scale) return;
-  for (int64_t row = 0, end; row < images; row = end) {  // the images of one statistics group
-    const int64_t group = group_of(prologue, first_image + row);
-    end = (group + 1) * prologue.images - first_image;
-    if (end > images) end = images;
-    apply_prologue(prologue, group, channel, width, source + row * stride, stride, end - row,
-                   tile + row * kTileDepth, kTileDepth);
-  }
-}
-
-// Groups of up to 16 images of one slice of the batch.
-FASTGAN_SHARED int64_t tile_groups_of_slice(const Product& product) {
-  return round_up_quotient(product.batch / groups_of(product), kTileRows);
-}
-
-// [slice][group of 16 images][pixel][block of 32 channels][16 images][32 channels]
-FASTGAN_SHARED const BFloat16* image_tiles(const Product& product, const Prologue& prologue,
-                                           const BFloat16* source, Scratch slot) {
-  const int64_t slices = groups_of(product), images = product.batch / slices;
-  const int64_t groups = tile_groups_of_slice(product), channels = product.inputs;
-  const int64_t pixels = product.input_height * product.input_width;
-  const int64_t blocks = round_up_quotient(channels, kTileDepth);
-  auto* target = static_cast<BFloat16*>(
-      scratch(slot, slices * groups * pixels * blocks * kTileElements * sizeof(BFloat16)));
-  parallel_for(slices * groups * pixels, [&](int64_t task) {
-    const int64_t group = task / pixels % groups, pixel = task % pixels;
-    const int64_t left = images - group * kTileRows;
-    const int64_t first_image = task / pixels / groups * images + group * kTileRows;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = block * kTileDepth;
-      const int64_t width = first + kTileDepth <= channels ? kTileDepth : channels - first;
-      fill_tile(prologue, source + (first_image * pixels + pixel) * channels + first,
-                pixels * channels, first_image, left < kTileRows ? left : kTileRows, first, width,
-                target + (task * blocks + block) * kTileElements);
-    }
-  });
-  return target;
-}
-
-// One place of the output grid, as a tap sees it.
-struct Place {
-  int64_t y, x;
-
-  // The tile of the tap's input, or null outside the input.
-  FASTGAN_SHARED const BFloat16* tile(const Product& product, const Phase& phase,
-                                      const BFloat16* group, int64_t blocks, int64_t tap_y,
-                                      int64_t tap_x) const {
-    const int64_t input_y =
-        y * product.input_stride_y + phase.offset_y + tap_y * product.tap_shift;
-    const int64_t input_x =
-        x * product.input_stride_x + phase.offset_x + tap_x * product.tap_shift;
-    if (input_y < 0 || input_y >= product.input_height || input_x < 0 ||
-        input_x >= product.input_width) {
-      return nullptr;
-    }
-    return group + (input_y * product.input_width + input_x) * blocks * kTileElements;
-  }
+// A tap of one kernel row: where the tiles of neighbouring places lie in a row of pixels (negative:
+// outside the input), and its weights.
+template <int places>
+struct TapOfPlaces {
+  int64_t at[places], weights;
 };
 
-// Sums of two places by 32 outputs: sums is [2 places][16 images][kBlock].
-FASTGAN_SHARED void multiply_places(const Product& product, const Phase& phase, const Place* places,
-                            int64_t count, const BFloat16* group, int64_t blocks,
-                            const Pair* weights, float* sums) {
+template <int places>
+FASTGAN_SHARED int64_t list_taps(const Product& product, const Phase& phase, int64_t x,
+                                 int64_t tap_elements, TapOfPlaces<places>* taps) {
+  int64_t count = 0;
+  for (int64_t tap = 0; tap < phase.taps_x; ++tap) {
+    bool used = false;
+    for (int place = 0; place < places; ++place) {
+      const int64_t column =
+          (x + place) * product.input_stride_x + phase.offset_x + tap * product.tap_shift;
+      const bool inside =
+          x + place < phase.grid_width && column >= 0 && column < product.input_width;
+      taps[count].at[place] = inside ? column * kTileElements : -1;
+      used |= inside;
+    }
+    taps[count].weights = tap * tap_elements;
+    count += used;
+  }
+  return count;
+}
+
+// Adds one kernel row's products of two places by 32 columns to the accumulators.
+FASTGAN_SHARED void add_taps_of_places(const TapOfPlaces<2>* taps, int64_t count,
+                                       const BFloat16* row, const BFloat16* weights) {
+  for (const TapOfPlaces<2>* tap = taps; tap < taps + count; ++tap) {
+    FASTGAN_TILE_LOAD(6, weights + tap->weights, kTileBytes);
+    FASTGAN_TILE_LOAD(7, weights + tap->weights + kTileElements, kTileBytes);
+    if (tap->at[0] >= 0) {
+      FASTGAN_TILE_LOAD(4, row + tap->at[0], kTileBytes);
+      FASTGAN_TILE_MULTIPLY(0, 4, 6);
+      FASTGAN_TILE_MULTIPLY(1, 4, 7);
+    }
+    if (tap->at[1] >= 0) {
+      FASTGAN_TILE_LOAD(5, row + tap->at[1], kTileBytes);
+      FASTGAN_TILE_MULTIPLY(2, 5, 6);
+      FASTGAN_TILE_MULTIPLY(3, 5, 7);
+    }
+  }
+}
+
+// The same of four places by 16 columns.
+FASTGAN_SHARED void add_taps_of_places(const TapOfPlaces<4>* taps, int64_t count,
+                                       const BFloat16* row, const BFloat16* weights) {
+  for (const TapOfPlaces<4>* tap = taps; tap < taps + count; ++tap) {
+    FASTGAN_TILE_LOAD(7, weights + tap->weights, kTileBytes);
+    if (tap->at[0] >= 0) {
+      FASTGAN_TILE_LOAD(4, row + tap->at[0], kTileBytes);
+      FASTGAN_TILE_MULTIPLY(0, 4, 7);
+    }
+    if (tap->at[1] >= 0) {
+      FASTGAN_TILE_LOAD(5, row + tap->at[1], kTileBytes);
+      FASTGAN_TILE_MULTIPLY(1, 5, 7);
+    }
+    if (tap->at[2] >= 0) {
+      FASTGAN_TILE_LOAD(6, row + tap->at[2], kTileBytes);
+      FASTGAN_TILE_MULTIPLY(2, 6, 7);
+    }
+    if (tap->at[3] >= 0) {
+      FASTGAN_TILE_LOAD(4, row + tap->at[3], kTileBytes);
+      FASTGAN_TILE_MULTIPLY(3, 4, 7);
+    }
+  }
+}
+
+// Sums of the places from (y, x) on in its row: two of them [place][16 images][32 columns], or four
+// [place][16 images][16 columns]. `tiles` are the group's rows of pixels from `first_row` on.
+template <int places>
+FASTGAN_SHARED void multiply_places(const Product& product, const Phase& phase, int64_t y, int64_t x,
+                                    const BFloat16* tiles, int64_t first_row,
+                                    const BFloat16* weights, TapOfPlaces<places>* taps,
+                                    float* sums) {
+  constexpr int64_t kTapElements = places == 2 ? kTwoTiles : kTileElements;
+  const int64_t blocks = round_up_quotient(product.inputs, kTileDepth);
+  const int64_t count = list_taps(product, phase, x, kTapElements, taps);
   FASTGAN_TILE_ZERO(0);
   FASTGAN_TILE_ZERO(1);
   FASTGAN_TILE_ZERO(2);
   FASTGAN_TILE_ZERO(3);
   for (int64_t tap_y = 0; tap_y < phase.taps_y; ++tap_y) {
-    for (int64_t tap_x = 0; tap_x < phase.taps_x; ++tap_x) {
-      const BFloat16* first = places[0].tile(product, phase, group, blocks, tap_y, tap_x);
-      const BFloat16* second =
-          count > 1 ? places[1].tile(product, phase, group, blocks, tap_y, tap_x) : nullptr;
-      if (!first && !second) continue;
-      const int64_t tap = (phase.first_tap_y + tap_y * product.tap_step_y) * product.kernel_width +
-                          phase.first_tap_x + tap_x * product.tap_step_x;
-      const Pair* tap_weights = weights + tap * blocks * kTileRows * kBlock;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const Pair* columns = tap_weights + block * kTileRows * kBlock;
-        FASTGAN_TILE_LOAD(6, columns, kBlock * sizeof(Pair));
-        FASTGAN_TILE_LOAD(7, columns + kTileRows, kBlock * sizeof(Pair));
-        if (first) {
-          FASTGAN_TILE_LOAD(4, first + block * kTileElements, kTileBytes);
-          FASTGAN_TILE_MULTIPLY(0, 4, 6);
-          FASTGAN_TILE_MULTIPLY(1, 4, 7);
-        }
-        if (second) {
-          FASTGAN_TILE_LOAD(5, second + block * kTileElements, kTileBytes);
-          FASTGAN_TILE_MULTIPLY(2, 5, 6);
-          FASTGAN_TILE_MULTIPLY(3, 5, 7);
+    const int64_t at = y * product.input_stride_y + phase.offset_y + tap_y * product.tap_shift;
+    if (at < 0 || at >= product.input_height) continue;
+    const BFloat16* row = tiles + (at - first_row) * blocks * product.input_width * kTileElements;
+    const BFloat16* row_weights = weights + tap_y * blocks * phase.taps_x * kTapElements;
+    for (int64_t block = 0; block < blocks; ++block) {
+      add_taps_of_places(taps, count, row, row_weights);
+      row += product.input_width * kTileElements;
+      row_weights += phase.taps_x * kTapElements;
+    }
+  }
+  constexpr int64_t kColumns = places == 2 ? kTileColumns : kTileRows;
+  constexpr int64_t kStride = kColumns * sizeof(float);
+  constexpr int64_t kBelow = kTileRows * kColumns, kSecond = places == 2 ? kTileRows : kBelow;
+  constexpr int64_t kThird = places == 2 ? kBelow : 2 * kBelow;
+  FASTGAN_TILE_STORE(0, sums, kStride);
+  FASTGAN_TILE_STORE(1, sums + kSecond, kStride);
+  FASTGAN_TILE_STORE(2, sums + kThird, kStride);
+  FASTGAN_TILE_STORE(3, sums + kThird + kSecond, kStride);
+}
+
+// Bias, activation, rounding and store of one place's sums [images][32 columns]; images lie `stride`
+// apart. `keep`: the sums become what was stored.
+template <Activation activation, bool keep>
+FASTGAN_SHARED void store_place(const float* bias, float negative_slope, int64_t images,
+                                int64_t channels, float* sums, BFloat16* target, int64_t stride) {
+  const auto lanes = static_cast<__mmask32>((uint64_t{1} << channels) - 1);
+  const Lanes low_bias = load(bias), high_bias = load(bias + kLanes);
+  for (int64_t image = 0; image < images; ++image, sums += kTileColumns, target += stride) {
+    const Lanes low = activate<VectorMath, activation>(load(sums) + low_bias, negative_slope);
+    const Lanes high =
+        activate<VectorMath, activation>(load(sums + kLanes) + high_bias, negative_slope);
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    _mm512_mask_storeu_epi16(target, lanes, both);
+    if constexpr (keep) {
+      const auto words = (BitLanes)_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
+      const auto upper = (BitLanes)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
+      store(sums, (Lanes)(words << 16));
+      store(sums + kLanes, (Lanes)(upper << 16));
+    }
+  }
+}
+
+// One row of places of one group, 32 columns from `channel` on.
+FASTGAN_SHARED void run_wide_row(const Product& product, const Phase& phase,
+                                 const ImageGroup& group, int64_t y, int64_t channel,
+                                 const BFloat16* tiles, int64_t first_row, const BFloat16* weights,
+                                 float* partial, void* memory) {
+  const Convolution& call = *product.call;
+  const int64_t left = product.outputs - channel;
+  const int64_t channels = left < kTileColumns ? left : kTileColumns;
+  alignas(64) float bias[kTileColumns] = {}, sums[2 * kTileRows * kTileColumns];
+  if (call.bias) memcpy(bias, call.bias + channel, channels * sizeof(float));
+  const int64_t stride = product.output_height * product.output_width * product.outputs;
+  BFloat16* row = static_cast<BFloat16*>(call.result) + group.first_image * stride +
+                  (y * product.output_stride_y + phase.origin_y) * product.output_width *
+                      product.outputs +
+                  channel;
+  float seen = 0.0f;
+  for (int64_t x = 0; x < phase.grid_width; x += 2) {
+    multiply_places(product, phase, y, x, tiles, first_row, weights,
+                    static_cast<TapOfPlaces<2>*>(memory), sums);
+    for (int64_t place = 0; place < 2 && x + place < phase.grid_width; ++place) {
+      float* place_sums = sums + place * kTileRows * kTileColumns;
+      BFloat16* target = row + ((x + place) * product.output_stride_x + phase.origin_x) *
+                                   product.outputs;
+      if (partial) {
+        store_place<Activation::identity, true>(bias, 0.0f, group.images, channels, place_sums,
+                                                target, stride);
+        add_to_partial<false>(place_sums, group.images, kTileColumns, channels, kBlock, seen,
+                              partial);
+        continue;
+      }
+      with_activation(call.activation, [&](auto activation) {
+        store_place<decltype(activation)::value, false>(
+            bias, call.negative_slope, group.images, channels, place_sums, target, stride);
+      });
+    }
+  }
+}
+
+// One row of places of one group, all phases at once: columns are [pixel of the place][output].
+FASTGAN_SHARED void run_merged_row(const Product& product, const Phase& whole,
+                                   const ImageGroup& group, int64_t y, const BFloat16* tiles,
+                                   int64_t first_row, const BFloat16* weights, void* memory) {
+  const Convolution& call = *product.call;
+  const int64_t pixels_y = product.output_stride_y, pixels_x = product.output_stride_x;
+  const int64_t line = pixels_x * product.outputs;  // columns that lie side by side in the output
+  alignas(64) float bias[kTileRows] = {}, sums[4 * kTileElements / 2];
+  for (int64_t column = 0; call.bias && column < pixels_y * line; ++column) {
+    bias[column] = call.bias[column % product.outputs];
+  }
+  auto* result = static_cast<BFloat16*>(call.result);
+  for (int64_t x = 0; x < whole.grid_width; x += 4) {
+    multiply_places(product, whole, y, x, tiles, first_row, weights,
+                    static_cast<TapOfPlaces<4>*>(memory), sums);
+    with_activation(call.activation, [&](auto activation) {
+      for (int64_t row = 0; row < 4 * kTileRows; ++row) {
+        const int64_t image = row % kTileRows, place_x = (x + row / kTileRows) * pixels_x;
+        if (image >= group.images || place_x >= product.output_width) continue;
+        const auto values = (__m256i)_mm512_cvtneps_pbh(
+            (__m512)activate<VectorMath, decltype(activation)::value>(
+                load(sums + row * kTileRows) + load(bias), call.negative_slope));
+        const int64_t room = (product.output_width - place_x) * product.outputs;
+        const uint32_t lanes = (1u << (room < line ? room : line)) - 1;
+        for (int64_t pixel = 0; pixel < pixels_y; ++pixel) {
+          const int64_t output_y = y * pixels_y + pixel;
+          if (output_y >= product.output_height) break;
+          BFloat16* target =
+              result + (((group.first_image + image) * product.output_height + output_y) *
+                            product.output_width +
+                        place_x) *
+                           product.outputs;
+          _mm256_mask_storeu_epi16(target - pixel * line,
+                                   static_cast<__mmask16>(lanes << pixel * line), values);
         }
       }
-    }
-  }
-  constexpr int64_t kStride = kBlock * sizeof(float);
-  FASTGAN_TILE_STORE(0, sums, kStride);
-  FASTGAN_TILE_STORE(1, sums + kTileRows, kStride);
-  FASTGAN_TILE_STORE(2, sums + kTileRows * kBlock, kStride);
-  FASTGAN_TILE_STORE(3, sums + kTileRows * kBlock + kTileRows, kStride);
-}
-
-// The pixels of up to two places in one group of images, in the order of multiply_places's sums.
-FASTGAN_SHARED void list_pixels(const Place* places, int64_t count, int64_t first_image,
-                                int64_t images, Pixels& pixels) {
-  pixels.count = 0;
-  for (int64_t place = 0; place < count; ++place) {
-    for (int64_t row = 0; row < images; ++row, ++pixels.count) {
-      pixels.image[pixels.count] = first_image + row;
-      pixels.y[pixels.count] = places[place].y;
-      pixels.x[pixels.count] = places[place].x;
-    }
+    });
   }
 }
 
-template <class PhaseOf>
-void run_tiles(const Product& product, int64_t phases, const PhaseOf& phase_of,
-               const BFloat16* tiles, const Pair* packed, int64_t taps) {
-  const int64_t channel_blocks = round_up_quotient(product.inputs, kTileDepth);
-  const int64_t groups = tile_groups_of_slice(product);
-  const int64_t group_size =
-      product.input_height * product.input_width * channel_blocks * kTileElements;
+// Packs units and runs their rows: pack_row(group, y, tiles) packs a row of pixels, and
+// run_row(column, phase index, phase, group, y, tiles, first_row, taps_before, memory) makes a row of
+// places, whose phase comes after others with `taps_before`. `memory` has room for a TapOfPlaces a
+// tap of one kernel row.
+template <class PhaseOf, class PackRow, class RunRow>
+void run_units(const Product& product, int64_t phases, const PhaseOf& phase_of, int64_t columns,
+               const PackRow& pack_row, const RunRow& run_row) {
+  const TileUnits units(product, phases, phase_of, columns);
+  if (units.count() == 0) return;
+  const int64_t ranges_wanted = round_up_quotient(2 * threads(), units.count());
+  const int64_t ranges = ranges_wanted < columns ? ranges_wanted : columns;
+  const int64_t row_elements =
+      product.input_width * round_up_quotient(product.inputs, kTileDepth) * kTileElements;
+  const int64_t group_elements = units.input_rows * row_elements;
+  int64_t most_taps = 0;
+  for (int64_t index = 0; index < phases; ++index) {
+    const int64_t taps = phase_of(index).taps_x;
+    if (taps > most_taps) most_taps = taps;
+  }
+  auto within = [](int64_t value, int64_t most) {
+    return value < 0 ? 0 : value < most ? value : most;
+  };
+  parallel_for(units.count() * ranges, [&](int64_t task) {
+    const int64_t unit = task / ranges, range = task % ranges;
+    const int64_t first_group = unit / units.bands() * units.groups;
+    const int64_t last_group = within(first_group + units.groups, units.all_groups);
+    const int64_t begin = unit % units.bands() * units.rows;
+    const int64_t end = within(begin + units.rows, units.all_rows);
+    const int64_t first_row =
+        within(begin * product.input_stride_y + units.low, product.input_height);
+    const int64_t last_row =
+        within((end - 1) * product.input_stride_y + units.high + 1, product.input_height);
+    const int64_t bytes = units.groups * group_elements * int64_t{sizeof(BFloat16)};
+    auto* memory = static_cast<char*>(
+        scratch(Scratch::task, bytes + most_taps * sizeof(TapOfPlaces<4>)));
+    auto* tiles = reinterpret_cast<BFloat16*>(memory);
+    for (int64_t index = first_group; index < last_group; ++index) {
+      for (int64_t y = first_row; y < last_row; ++y) {
+        pack_row(ImageGroup(product, index), y,
+                 tiles + (index - first_group) * group_elements + (y - first_row) * row_elements);
+      }
+    }
+    const Tiles configured;
+    for (int64_t column = range * columns / ranges; column < (range + 1) * columns / ranges;
+         ++column) {
+      int64_t taps_before = 0;
+      for (int64_t index = 0; index < phases; ++index) {
+        const Phase phase = phase_of(index);
+        for (int64_t group = first_group; group < last_group; ++group) {
+          for (int64_t y = begin; y < end && y < phase.grid_height; ++y) {
+            run_row(column, index, phase, ImageGroup(product, group), y,
+                    tiles + (group - first_group) * group_elements, first_row, taps_before,
+                    memory + bytes);
+          }
+        }
+        taps_before += phase.taps_y * phase.taps_x;
+      }
+    }
+  });
+}
+
+template <class PhaseOf, class PackRow>
+void run_wide(const Product& product, int64_t phases, const PhaseOf& phase_of, int64_t taps,
+              const PackRow& pack_row, const BFloat16* weights) {
+  const int64_t blocks = round_up_quotient(product.inputs, kTileDepth);
   int64_t rows = 0;
   for (int64_t index = 0; index < phases; ++index) {
     const int64_t height = phase_of(index).grid_height;
     if (height > rows) rows = height;
   }
   // A chunk is one row of places of one phase, for one group of images.
+  const int64_t groups = round_up_quotient(product.batch / groups_of(product), kTileRows);
   const Cut cut = cut_product(product, phases, groups * rows);
-  const int64_t slice_images = product.batch / cut.groups;
-  auto images_of = [&](int64_t group) {
-    const int64_t left = slice_images - group * kTileRows;
-    return left < kTileRows ? left : kTileRows;
-  };
-  parallel_for(cut.blocks * cut.tasks(), [&](int64_t task) {
-    const int64_t row = task % rows, group = task / rows % groups, slice = cut.group(task);
-    const Phase phase = phase_of(cut.phase(task));
-    const int64_t channel = task / cut.tasks() * kBlock;
-    if (row >= phase.grid_height) return;
-    const Tiles configured;
-    const int64_t images = images_of(group);
-    const int64_t first_image = slice * slice_images + group * kTileRows;
-    float* partial = cut.partial(task);
-    float seen = 0.0f;
-    const Pair* weights = packed + channel / kBlock * taps * channel_blocks * kTileRows * kBlock;
-    alignas(64) float sums[2 * kTileRows * kBlock];
-    Pixels pixels;
-    for (int64_t x = 0; x < phase.grid_width; x += 2) {
-      const Place places[2] = {{row, x}, {row, x + 1}};
-      const int64_t count = x + 1 < phase.grid_width ? 2 : 1;
-      const int64_t channels =
-          channel + kBlock <= product.outputs ? kBlock : product.outputs - channel;
-      for (int64_t column = 0; column < channels; column += 2 * kTileRows) {
-        multiply_places(product, phase, places, count,
-                        tiles + (slice * groups + group) * group_size, channel_blocks,
-                        weights + column, sums + column);
-      }
-      if (images < kTileRows && count == 2) {  // close up the rows of images that do not exist
-        memmove(sums + images * kBlock, sums + kTileRows * kBlock,
-                images * kBlock * sizeof(float));
-      }
-      list_pixels(places, count, first_image, images, pixels);
-      store_result(product, phase, pixels, channel, channels, sums, partial, &seen);
-    }
-  });
+  run_units(product, phases, phase_of, round_up_quotient(product.outputs, kTileColumns), pack_row,
+            [&](int64_t column, int64_t index, const Phase& phase, const ImageGroup& group,
+                int64_t y, const BFloat16* tiles, int64_t first_row, int64_t taps_before,
+                void* memory) {
+              const int64_t channel = column * kTileColumns;
+              const int64_t chunk = group.group * rows + y;
+              float* partial = cut.partial(channel / kBlock * cut.tasks() +
+                                           (index * cut.groups + group.slice) * cut.chunks + chunk);
+              run_wide_row(product, phase, group, y, channel, tiles, first_row,
+                           weights + (column * taps + taps_before) * blocks * kTwoTiles,
+                           partial ? partial + channel % kBlock : nullptr, memory);
+            });
   merge_statistics(product, cut, [&](int64_t index, int64_t chunk) {
     const Phase phase = phase_of(index);
-    return chunk % rows < phase.grid_height ? images_of(chunk / rows) * phase.grid_width : 0;
+    const ImageGroup group(product, chunk / rows);
+    return chunk % rows < phase.grid_height ? group.images * phase.grid_width : 0;
   });
 }
 
@@ -199,17 +321,48 @@ void run_tile_product(const Product& product, int64_t phases, const PhaseOf& pha
                       const void* input, const Prologue& prologue, int64_t output_stride,
                       int64_t input_stride) {
   const Convolution& call = *product.call;
-  if (call.type != DataType::bfloat16 || product.inputs < kFewTileInputs) {
+  const auto* source = static_cast<const BFloat16*>(input);
+  const auto* weight = static_cast<const BFloat16*>(call.weight);
+  const int64_t taps = call.kernel_height * call.kernel_width, tap_stride = call.big_channels;
+  const bool few = product.inputs < kFewTileInputs;
+  const bool patches = few && !prologue.scale && product.tap_shift == 1;
+  if (call.type != DataType::bfloat16 || (few && !patches)) {
     return run_product(product, phases, phase_of, input, prologue, output_stride, input_stride);
   }
-  const int64_t taps = call.kernel_height * call.kernel_width;
-  const WeightOrder order{product.outputs, output_stride, taps, call.big_channels, product.inputs,
-                    weight_offsets(product, nullptr, call.big_channels, input_stride),
-                    round_up_quotient(product.inputs, kTileDepth) * kTileRows};
-  const Pair* packed = pack_weight<Pair>(static_cast<const BFloat16*>(call.weight), order);
-  const BFloat16* tiles = image_tiles(product, prologue, static_cast<const BFloat16*>(input),
-                                      Scratch::first_operand);
-  run_tiles(product, phases, phase_of, tiles, packed, taps);
+  if (patches) {  // a 1 x 1 kernel over patches
+    const Phase phase = phase_of(0);
+    Product pixels = product;
+    pixels.input_height = phase.grid_height, pixels.input_width = phase.grid_width;
+    pixels.inputs = taps * product.inputs;
+    pixels.input_stride_y = pixels.input_stride_x = pixels.kernel_width = 1;
+    auto one = [&](int64_t) {
+      return Phase{phase.grid_height, phase.grid_width, 0, 0, 0, 1, 0, 1, 0, 0};
+    };
+    const BFloat16* packed =
+        pack_tile_weight(pixels, 1, one, weight, 1, output_stride, 0, input_stride);
+    auto pack_row = [&](const ImageGroup& group, int64_t y, BFloat16* tiles) {
+      const int64_t bytes = round_up(pixels.inputs, kTileDepth) * int64_t{sizeof(BFloat16)};
+      pack_patch_row(product, phase, source, group, y,
+                     static_cast<BFloat16*>(scratch(Scratch::offsets, bytes)), tiles);
+    };
+    return run_wide(pixels, 1, one, 1, pack_row, packed);
+  }
+  auto pack_row = [&](const ImageGroup& group, int64_t y, BFloat16* tiles) {
+    pack_pixel_row(product, prologue, source, group, y, tiles);
+  };
+  if (!call.mean && product.output_stride_y * product.output_stride_x * product.outputs <= 16) {
+    const Phase whole = merge_phases(phases, phase_of, product.tap_shift);
+    const BFloat16* packed = pack_merged_weight(product, phases, phase_of, whole, weight,
+                                                output_stride, tap_stride, input_stride);
+    return run_units(product, 1, [&](int64_t) { return whole; }, 1, pack_row,
+                     [&](int64_t, int64_t, const Phase& phase, const ImageGroup& group, int64_t y,
+                         const BFloat16* tiles, int64_t first_row, int64_t, void* memory) {
+                       run_merged_row(product, phase, group, y, tiles, first_row, packed, memory);
+                     });
+  }
+  const BFloat16* packed = pack_tile_weight(product, phases, phase_of, weight, taps, output_stride,
+                                            tap_stride, input_stride);
+  run_wide(product, phases, phase_of, taps, pack_row, packed);
 }
 
 void tile_fprop(const Convolution& call) {

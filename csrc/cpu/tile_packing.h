@@ -4,14 +4,15 @@
 // reduction elements of 16 columns.
 #pragma once
 
-#include "operands.h"
+#include "convolution.h"
 #include "tiles.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
 constexpr int64_t kTileRows = 16, kTileDepth = 32, kTileElements = 512;
-constexpr int64_t kTileBytes = 64;  // of one row
+constexpr int64_t kTileBytes = 64;    // of one row
 constexpr int64_t kTwoTiles = 2 * kTileElements;
+constexpr int64_t kTileColumns = 32;  // of the two right operands of a product
 
 // Fewer reduction channels than this leave a tile mostly empty.
 constexpr int64_t kFewTileInputs = 16;
@@ -71,6 +72,15 @@ FASTGAN_SHARED void transpose_rows(const BFloat16* rows, int64_t stride, BFloat1
   zip_rows(rows, stride, tiles);
   transpose_words(tiles);
   transpose_words(tiles + kTileElements);
+}
+
+// Copies up to 32 rows of up to 32 elements, `stride` apart, to [32][32]; the rest is zero.
+FASTGAN_SHARED void copy_rows(const BFloat16* source, int64_t stride, int64_t rows, int64_t width,
+                              BFloat16* target) {
+  if (rows < 32 || width < 32) memset(target, 0, 32 * 32 * sizeof(BFloat16));
+  for (int64_t row = 0; row < rows; ++row) {
+    copy_elements(target + row * 32, source + row * stride, width);
+  }
 }
 
 }  // namespace fastgan::cpu::FASTGAN_LEVEL

@@ -162,8 +162,8 @@ void try_image_batch(const Kernels& kernels, DataType type) {
          kernels.name, "a batch of images is wrong");
 }
 
-// What a thread keeps between calls does not grow with the batch: the larger batch here has 8 MB on the
-// big side and 2 MB on the small one, tasks have partial sums of 2 MB.
+// What a thread keeps between calls does not grow with the batch: the larger batch has 8 MB on the big
+// side and 2 MB on the small one, a weight gradient has partial sums of 2 MB.
 void try_scratch(const Kernels& kernels) {
   size_t kept[2];
   std::thread fresh([&] {
@@ -181,6 +181,11 @@ void try_scratch(const Kernels& kernels) {
       for (Buffer* buffer : {&big, &small, &weight}) buffer->fill();
       c.big = big.data.get();
       c.small = small.data.get();
+      c.weight = weight.data.get();
+      c.result = small.data.get();
+      kernels.direct.fprop(c);
+      c.result = big.data.get();
+      kernels.direct.dgrad(c);
       c.result = weight.data.get();
       kernels.direct.wgrad(c);
       kept[index] = scratch_bytes() - before;
