@@ -11,13 +11,31 @@ namespace fastgan::cpu::FASTGAN_LEVEL {
 
 constexpr int64_t kMostNarrowOutputs = 4;
 
-FASTGAN_SHARED float sum_of_lanes(Lanes value) {
+// The sums of the lanes of up to four vectors: together, as most of a vector's own sum is shuffles.
+template <int count>
+FASTGAN_SHARED void store_sums_of_lanes(const Lanes (&values)[count], float* sums) {
+  static_assert(count <= 4);
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)value);
+  auto value = [&](int index) {
+    return index < count ? (__m512)values[index] : _mm512_setzero_ps();
+  };
+  auto pairs = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  };
+  const __m512d low = (__m512d)pairs(value(0), value(1));
+  const __m512d high = (__m512d)pairs(value(2), value(3));
+  const __m512 quarters = _mm512_add_ps((__m512)_mm512_unpacklo_pd(low, high),
+                                        (__m512)_mm512_unpackhi_pd(low, high));
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quarters),
+                                      _mm512_extractf32x8_ps(quarters, 1));
+  const __m128 whole =
+      _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+  memcpy(sums, &whole, count * sizeof(float));
 #else
-  float sum = 0.0f;
-  for (int lane = 0; lane < kLanes; ++lane) sum += value[lane];
-  return sum;
+  for (int index = 0; index < count; ++index) {
+    sums[index] = 0.0f;
+    for (int lane = 0; lane < kLanes; ++lane) sums[index] += values[index][lane];
+  }
 #endif
 }
 
@@ -27,18 +45,20 @@ FASTGAN_SHARED bool fills_vectors(int64_t inputs) {
   return inputs % (kLanes * kElements<Step>) == 0;
 }
 
-// sums[kRows][outputs] of all stretches; a stretch's weights are [outputs][steps].
+// sums[r * sums_stride + o] of all stretches, for kRows rows and `outputs` outputs; the steps of an
+// output's weight lie `first` + o * `stride` after the stretch's.
 template <int outputs, class Step>
-void multiply_narrow(const Stretch<Step>* stretches, int64_t count, int64_t steps, float* sums) {
+void multiply_lanes(const Stretch<Step>* stretches, int64_t count, int64_t steps, int64_t first,
+                    int64_t stride, float* sums, int64_t sums_stride) {
   Lanes tile[kRows][outputs] = {};
   for (; count > 0; --count, ++stretches) {
     const Step* row[kRows];
     FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) row[r] = stretches->rows[r];
-    const Step* weights = stretches->weights;
+    const Step* weights = stretches->weights + first;
     for (int64_t k = 0; k < steps; k += kLanes) {
       Lanes weight[outputs];
       FASTGAN_UNROLL for (int o = 0; o < outputs; ++o) {
-        weight[o] = vector_step(weights + o * steps + k);
+        weight[o] = vector_step(weights + o * stride + k);
       }
       FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) {
         const Lanes value = vector_step(row[r] + k);
@@ -49,9 +69,7 @@ void multiply_narrow(const Stretch<Step>* stretches, int64_t count, int64_t step
     }
   }
   FASTGAN_UNROLL for (int r = 0; r < kRows; ++r) {
-    FASTGAN_UNROLL for (int o = 0; o < outputs; ++o) {
-      sums[r * outputs + o] = sum_of_lanes(tile[r][o]);
-    }
+    store_sums_of_lanes(tile[r], sums + r * sums_stride);
   }
 }
 
@@ -97,6 +115,15 @@ void store_narrow(const Product& product, const Phase& phase, const Pixels& pixe
   if (partial) add_to_partial<false>(rounded, pixels.count, outputs, outputs, kBlock, seen, partial);
 }
 
+// Asks for the next register tile's rows: of one tap, each is read once, a few vectors long.
+template <class Step>
+FASTGAN_SHARED void fetch_rows(const Step* const* first, const Step* const* end, int64_t steps) {
+  for (const Step* const* row = first; row < first + kRows && row < end; ++row) {
+    if (!*row) continue;
+    for (int64_t step = 0; step < steps; step += kLanes) fetch(*row + step);
+  }
+}
+
 template <int outputs, class Step>
 void run_narrow_task(const Product& product, const Cut& cut, int64_t task, const Phase& phase,
                      const Step* input, const Step* zeros, const Step* packed, int64_t all_taps) {
@@ -110,6 +137,7 @@ void run_narrow_task(const Product& product, const Cut& cut, int64_t task, const
   alignas(64) float sums[kPixels * outputs + kLanes] = {};
   for (int64_t group = 0; group * kRows < pixels.count; ++group) {
     int64_t used = 0;
+    if (taps == 1) fetch_rows(rows + (group + 1) * kRows, rows + kPixels, steps);
     for (int64_t tap = 0; tap < taps; ++tap) {
       const Step* const* tap_rows = rows + tap * kPixels + group * kRows;
       Stretch<Step>& stretch = stretches[used];
@@ -121,7 +149,8 @@ void run_narrow_task(const Product& product, const Cut& cut, int64_t task, const
       stretch.weights = packed + tap_of(product, phase, tap) * outputs * steps;
       used += inside;
     }
-    multiply_narrow<outputs>(stretches, used, steps, sums + group * kRows * outputs);
+    multiply_lanes<outputs>(stretches, used, steps, 0, steps, sums + group * kRows * outputs,
+                            outputs);
   }
   with_type(product.call->type, [&](auto element) {
     with_activation(product.call->activation, [&](auto activation) {

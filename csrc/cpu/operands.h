@@ -11,11 +11,13 @@
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
-// Calls visit(Element<Step>) with the step that serves a dtype at this level.
+// Calls visit(Element<Step>) with the step that serves a dtype at this level; with float32's where
+// the reduction has no pairs.
 template <class Visit>
-FASTGAN_SHARED void with_step([[maybe_unused]] DataType type, const Visit& visit) {
+FASTGAN_SHARED void with_step([[maybe_unused]] DataType type, [[maybe_unused]] bool has_pairs,
+                              const Visit& visit) {
 #if defined(__AVX512BF16__)
-  if (type == DataType::bfloat16) return visit(Element<Pair>{});
+  if (type == DataType::bfloat16 && has_pairs) return visit(Element<Pair>{});
 #endif
   visit(Element<float>{});
 }

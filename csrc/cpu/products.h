@@ -1,12 +1,15 @@
 // fprop and dgrad: which kernel makes a product.
 #pragma once
 
-#include "narrow_convolution.h"
+#include "few_pixels.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
 // Below this many input channels a tap is too short a reduction to be a loop of its own.
 constexpr int64_t kFewInputs = 8;
+
+// Up to so many pixels fprop's weight is read where it lies.
+constexpr int64_t kFewPixels = 512;
 
 template <class PhaseOf>
 void run_product(const Product& product, int64_t phases, const PhaseOf& phase_of,
@@ -16,7 +19,7 @@ void run_product(const Product& product, int64_t phases, const PhaseOf& phase_of
   const int64_t taps = call.kernel_height * call.kernel_width, tap_stride = call.big_channels;
   const int64_t weight_count = taps * call.small_channels * call.big_channels;
   const Cut cut = cut_pixels(product, phases, phase_of);
-  with_step(call.type, [&](auto chosen) {
+  with_step(call.type, true, [&](auto chosen) {
     using Step = typename decltype(chosen)::type;
     using T = typename ElementOf<Step>::type;
     const auto* steps = read_operand<Step>(product, prologue, input);
@@ -25,10 +28,15 @@ void run_product(const Product& product, int64_t phases, const PhaseOf& phase_of
     WeightOrder order{product.outputs, output_stride, taps, tap_stride, product.inputs,
                       nullptr, 0};
     if (product.inputs >= kFewInputs && product.inputs % kElements<Step> == 0) {
+      const int64_t pixels = product.batch * product.output_height * product.output_width;
       order.offsets = weight_offsets(product, nullptr, tap_stride, input_stride);
-      if (product.outputs <= kMostNarrowOutputs && fills_vectors<Step>(product.inputs)) {
+      const bool by_lanes = fills_vectors<Step>(product.inputs);
+      if (by_lanes && product.outputs <= kMostNarrowOutputs) {
         const Step* packed = pack_narrow<Step>(weight, order);
         run_narrow<Step>(product, cut, phase_of, steps, packed, taps);
+      } else if (by_lanes && input_stride == 1 && pixels <= kFewPixels) {
+        run_in_place<Step>(product, cut, phase_of, steps, reinterpret_cast<const Step*>(weight),
+                           taps);
       } else {
         run_taps<Step>(product, cut, phase_of, steps, pack_weight<Step>(weight, order), taps);
       }

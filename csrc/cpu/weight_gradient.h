@@ -2,8 +2,8 @@
 //
 // The reduction runs over pixels, so that both operands are read as rows of channels: at each step
 // one side is broadcast, the other is a vector. bfloat16 pairs come from two neighbouring images:
-// one interleaved copy of a pixel serves all taps and any stride (pixel_steps.h). Only pixels whose
-// tap lies inside the big side are visited.
+// one interleaved copy of a pixel serves all taps and any stride (pixel_steps.h); a batch of one has
+// no pairs and is multiplied as float32. Only pixels whose tap lies inside the big side are visited.
 //
 //     dw[s, tap, b..b+kBlock] += small[n, y, x, s] * big[n, y', x', b..b+kBlock]
 //
@@ -330,7 +330,7 @@ void add_groups(const Convolution& c, const Group& group) {
 }
 
 void wgrad(const Convolution& call) {
-  with_step(call.type, [&](auto chosen) {
+  with_step(call.type, call.batch > 1, [&](auto chosen) {
     using Step = typename decltype(chosen)::type;
     if (call.big_channels < kFewInputs) return add_groups(call, PatchGroup<Step>(call));
     add_groups(call, ChannelGroup<Step>(call));

@@ -77,7 +77,8 @@ def conv2d(
         negative_slope=negative_slope,
         implementation=implementation,
     )
-    y = like_twin(y, x, weight)
+    if not made.channels_last:
+        y = like_twin(y, x, weight)
     return y if folded else activate(y, activation, negative_slope)
 
 

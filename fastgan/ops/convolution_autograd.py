@@ -8,8 +8,7 @@ Gradients that come in under a transform (vmap, forward-mode AD) go to torch's o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +26,7 @@ from fastgan.ops.implementations import recorded, transformed_backward
 from fastgan.ops.packing import packed
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What a Function's backward needs to know beside tensors."""
 
     big_size: Pair

@@ -5,8 +5,8 @@ values, gradient and gradient before the activation are each as large again in b
 anew costs little. So batches go through both layers a slice at a time, forward and backward, and
 only the input is kept: the slices stay in the caches, and of a DCGAN step's memory beyond weights
 and moments a third is gone. The result is that of the layers one by one, to the bit unless a kernel
-has another algorithm for a slice than for the batch (Winograd's want a few images); gradients of
-weights are sums over slices in a fixed order.
+has another algorithm for a slice than for the batch (Winograd's want a few images, and few pixels
+have a kernel of their own); gradients of weights are sums over slices in a fixed order.
 """
 
 from __future__ import annotations

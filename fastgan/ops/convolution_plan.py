@@ -63,17 +63,25 @@ class Call(NamedTuple):
 class Plan(NamedTuple):
     """What a call does: by which implementation, with its arguments written out.
 
-    `unrecorded` is the implementation where nothing records the call and no activation follows:
-    torch's convolution where only the backward pass is won.
+    Attributes:
+        choice: the table's answer.
+        implementation: where an activation follows.
+        recorded, unrecorded: where none does, and autograd records the call or nothing does:
+            torch's convolution where the pass is not won.
+        dtype: that it is computed in.
+        big_size, stride, padding: (vertical, horizontal).
+        channels_last: whether the input, and so the result, is sure to have torch's strides for it.
     """
 
     choice: Choice
     implementation: str
+    recorded: str
     unrecorded: str
     dtype: torch.dtype
     big_size: Pair = (0, 0)
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
+    channels_last: bool = False
 
 
 # ------------------------------------------------------------------ table of implementations
@@ -266,16 +274,26 @@ def _tf32_while_tracing() -> bool:
 def _make_plan(key: _Key) -> Plan:
     call = _call(key)
     if call is None:
-        return Plan(_INVALID, "reference", "reference", key.dtype)
+        return Plan(_INVALID, *("reference",) * 3, key.dtype)
     operator = "conv_transpose2d" if key.transposed else "conv2d"
     choice = choose(operator, IMPLEMENTATIONS, call, key.forced)
-    implementation = unrecorded = choice.chosen
+    implementation = recorded = unrecorded = choice.chosen
     if choice.chosen == "cpu" and key.forced is None:
-        implementation = unrecorded = CPU_WHERE_IT_WINS
+        implementation = recorded = unrecorded = CPU_WHERE_IT_WINS
+        if not native_cpu.wins_recorded(call):
+            recorded = "reference"
         if not native_cpu.wins_forward(call, "dgrad" if key.transposed else "fprop"):
             unrecorded = "reference"
     return Plan(
-        choice, implementation, unrecorded, call.dtype, call.big_size, call.stride, call.padding
+        choice,
+        implementation,
+        recorded,
+        unrecorded,
+        call.dtype,
+        call.big_size,
+        call.stride,
+        call.padding,
+        key.channels_last and 1 not in key.shape,
     )
 
 
@@ -301,7 +319,7 @@ def plan(
     if transformed():
         operator = "conv_transpose2d" if transposed else "conv2d"
         choice = choice_when_transformed(operator, IMPLEMENTATIONS)
-        return Plan(choice, "reference", "reference", x.dtype)
+        return Plan(choice, *("reference",) * 3, x.dtype)
     device = x.device
     device_type = "cpu" if x.is_cpu else device.type  # the name of a device takes long to make
     compiling = torch.compiler.is_compiling()
@@ -346,9 +364,11 @@ def _hashable(key: tuple[Any, ...]) -> _Key:
 
 def implementation_of(made: Plan, activation: str, *operands: Tensor | None) -> str:
     """Return which implementation a planned call takes, given who looks on."""
-    if activation != "identity" or made.unrecorded == made.implementation:
+    if activation != "identity":
         return made.implementation
-    return made.implementation if recorded(*operands) else made.unrecorded
+    if made.recorded == made.unrecorded:
+        return made.recorded
+    return made.recorded if recorded(*operands) else made.unrecorded
 
 
 def conv2d_choice(

@@ -8,13 +8,14 @@ kernels can be had, which may build them; so a call that they would not win buil
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from fastgan import native, native_convolution, native_images, native_kernels
-from fastgan.convolution_sizes import Pair, fprop_shape
+from fastgan.convolution_sizes import Pair, small_size
 from fastgan.errors import BackendError
 from fastgan.ops.implementations import Implementation, forced_backend
 from fastgan.ops.native_launchers import (
@@ -31,6 +32,7 @@ from fastgan.ops.native_wins import (
 )
 
 Launchers = dict[str, Callable[..., torch.Tensor]]
+DIRECTIONS = ("fprop", "dgrad", "wgrad")
 NCHW = "the input is contiguous (NCHW) and would be copied: use torch.channels_last"
 
 
@@ -95,8 +97,22 @@ def _convolution(call: Any) -> Convolution:
     )
 
 
+#: A recorded call takes some 50 us more in Python than torch's. Few pixels save it in all three
+#: directions together; more of them in two, or in the weight gradient alone; many in any.
+_MORE_PIXELS, _MANY_PIXELS = 1024, 16384
+
+
+def wins_recorded(call: Any) -> bool:
+    """Whether a call for which these kernels are chosen wins forward and backward together."""
+    fprop, dgrad, wgrad = (wins_forward(call, direction) for direction in DIRECTIONS)
+    pixels = _convolution(call).pixels
+    if pixels < _MORE_PIXELS:
+        return fprop and dgrad and wgrad
+    return wgrad or (fprop and dgrad) or (pixels >= _MANY_PIXELS and (fprop or dgrad))
+
+
 def wins_forward(call: Any, direction: str) -> bool:
-    """Whether a call for which these kernels are chosen wins in a direction, not activated."""
+    """Whether such a call wins in one direction, not activated."""
     level = _level()
     return level is not None and winning_algorithm(level, direction, _convolution(call)) is not None
 
@@ -128,6 +144,28 @@ def _require() -> None:
         raise BackendError(f"backend 'cpu' cannot serve this call: {reason}")
 
 
+@functools.lru_cache(maxsize=4096)
+def _algorithm(
+    level: str,
+    direction: str,
+    given: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: Pair,
+    dtype: torch.dtype,
+    activation: str = "identity",
+    padding: Pair | None = None,
+) -> str | None:
+    """Return `winning_algorithm`'s answer for a call as its launcher knows it.
+
+    `given` is the shape of the small side; with `padding`, of the big side.
+    """
+    batch, _, *size = given
+    small = size if padding is None else small_size(size, weight[2:], stride, padding)
+    pixels = batch * small[0] * small[1]
+    call = (dtype, batch, pixels, weight[1], weight[0], tuple(weight[2:]), stride)
+    return winning_algorithm(level, direction, (*call, activation != "identity"))
+
+
 def convolution_launchers(reference: Launchers | None = None) -> Launchers:
     """Return fprop, dgrad and wgrad: native, or by `reference` where that was measured to win.
 
@@ -136,24 +174,15 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
     """
     insisted, torchs = reference is None, reference or {}
 
-    def algorithm_of(
-        direction: str, big_channels: int, small: Any, kernel_size: Any, stride: Pair,
-        dtype: torch.dtype, activation: str = "identity",
-    ) -> str | None:  # fmt: skip
+    def algorithm_of(direction: str, *call: Any) -> str | None:
         """Return the algorithm to take, or None where torch's convolution wins."""
         _require()
-        batch, small_channels, height, width = small
-        call = (  # a Convolution
-            dtype, batch, batch * height * width, big_channels, small_channels,
-            (kernel_size[0], kernel_size[1]), (stride[0], stride[1]), activation != "identity",
-        )  # fmt: skip
-        found = winning_algorithm(_level() or "", direction, call)
+        found = _algorithm(_level() or "", direction, *call)
         return "direct" if found is None and insisted else found
 
     def fprop(big, weight, bias, stride, padding, activation, negative_slope):
-        small = fprop_shape(big, weight, stride, padding)
         algorithm = algorithm_of(
-            "fprop", big.shape[1], small, weight.shape[2:], stride, big.dtype, activation
+            "fprop", big.shape, weight.shape, stride, big.dtype, activation, padding
         )
         if algorithm is None:
             return torchs["fprop"](big, weight, bias, stride, padding, activation, negative_slope)
@@ -164,7 +193,7 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
 
     def dgrad(small, weight, bias, big_size, stride, padding, activation, negative_slope):
         algorithm = algorithm_of(
-            "dgrad", weight.shape[1], small.shape, weight.shape[2:], stride, small.dtype, activation
+            "dgrad", small.shape, weight.shape, stride, small.dtype, activation
         )
         if algorithm is None:
             return torchs["dgrad"](
@@ -176,7 +205,8 @@ def convolution_launchers(reference: Launchers | None = None) -> Launchers:
         )  # fmt: skip
 
     def wgrad(big, small, kernel_size, stride, padding, out_dtype):
-        algorithm = algorithm_of("wgrad", big.shape[1], small.shape, kernel_size, stride, big.dtype)
+        weight = (small.shape[1], big.shape[1], *kernel_size)
+        algorithm = algorithm_of("wgrad", small.shape, weight, stride, big.dtype)
         if algorithm is None:
             return torchs["wgrad"](big, small, kernel_size, stride, padding, out_dtype)
         return native_convolution.wgrad(

@@ -9,7 +9,6 @@ float32 rows on the other processors'.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,6 +35,12 @@ class Convolution(NamedTuple):
     stride: tuple[int, int]
     fused: bool = False
 
+    @property
+    def products(self) -> int:
+        """How many a pass adds up, taps over the padding among them."""
+        channels = self.big_channels * self.small_channels
+        return self.pixels * channels * self.kernel_size[0] * self.kernel_size[1]
+
 
 @dataclass(frozen=True)
 class ConvolutionWin:
@@ -50,6 +55,7 @@ class ConvolutionWin:
         most_kernel, most_stride: the largest.
         batch, pixels: the least batch, and pixels of the small side in it.
         most_pixels: of the small side in the batch.
+        products: the least number of them that a pass adds up.
         only_fused: only with an activation in the epilogue, which saves torch's pass for it.
         algorithm: of `native_convolution.ALGORITHMS`; the row holds for what it serves.
     """
@@ -66,6 +72,7 @@ class ConvolutionWin:
     batch: int = 1
     pixels: int = 1
     most_pixels: int = _MANY
+    products: int = 1
     only_fused: bool = False
     algorithm: str = "direct"
 
@@ -81,6 +88,7 @@ class ConvolutionWin:
             and max(call.stride) <= self.most_stride
             and call.batch >= self.batch
             and self.pixels <= call.pixels <= self.most_pixels
+            and call.products >= self.products
             and (
                 self.algorithm == "direct"
                 or native_convolution.unsupported_by_winograd(
@@ -111,45 +119,69 @@ _PAIRS, _AMX = ("avx512_bf16",), ("amx_bf16",)
 _AVX512 = ("amx_bf16", "avx512_bf16", "avx512")  # the same float32 kernels
 _BF16, _FP32 = torch.bfloat16, torch.float32
 _IMAGE = (1, 4)  # channels of an image
-_POINT: dict[str, Any] = {"most_kernel": 1, "most_stride": 1, "pixels": 65536}  # pixel by pixel
+_POINT: dict[str, Any] = {"most_kernel": 1, "most_stride": 1}  # pixel by pixel
+_STRIDED: dict[str, Any] = {"kernel": 4, "most_kernel": 5}  # a discriminator's first
 #: A generator's last convolution, of its own size.
 _TO_IMAGE: dict[str, Any] = {"kernel": 3, "most_kernel": 7, "most_stride": 1, "pixels": 65536}
+#: Below it torch's float32 takes less time than the calls.
+_SMALL: dict[str, Any] = {"products": 3_000_000}
 #: The first row that holds serves. Winograd's weights are transformed anew in each call: few pixels
-#: are faster product by product. A batch of one leaves half of wgrad's bfloat16 pairs empty, which
-#: shows where it has many pixels.
+#: are faster product by product, and fewer still with the weight read where it lies. A batch of one
+#: leaves half of wgrad's bfloat16 pairs empty, which shows where it has many pixels.
 CONVOLUTION_WINS = (
     _row(_PAIRS, _BF16, "fprop", 128, 256),
+    _row(_PAIRS, _BF16, "fprop", 16, 32, most_pixels=512),
     _row(_PAIRS, _BF16, "fprop", 64, 128, stride=2, most_pixels=1023),
+    _row(_PAIRS, _BF16, "fprop", _IMAGE, 32, kernel=4, most_pixels=1024),
     _row(_PAIRS, _BF16, "fprop", _IMAGE, 64, pixels=16384, only_fused=True),
+    _row(_PAIRS, _BF16, "fprop", 32, _IMAGE, most_pixels=2048, **_POINT),
     _row(_PAIRS, _BF16, "dgrad", 64, 128, kernel=4),
-    _row(_PAIRS, _BF16, "dgrad", _IMAGE, 64, kernel=4, pixels=16384),
-    _row(_PAIRS, _BF16, "wgrad", 128, 256, kernel=4, stride=2),
+    _row(_PAIRS, _BF16, "dgrad", 16, 32, stride=2, most_pixels=1024),
+    _row(_PAIRS, _BF16, "dgrad", (16, 128), 32, most_pixels=512),
+    _row(_PAIRS, _BF16, "dgrad", 16, 32, most_pixels=128),
+    _row(_PAIRS, _BF16, "dgrad", _IMAGE, 64, kernel=3),
+    _row(_PAIRS, _BF16, "dgrad", _IMAGE, 32, kernel=3, most_pixels=1024),
+    _row(_PAIRS, _BF16, "wgrad", 128, 256, kernel=4, stride=2, batch=2),
     _row(_PAIRS, _BF16, "wgrad", 64, 128, stride=2, batch=4),
-    _row(_PAIRS, _BF16, "wgrad", 64, 128, stride=2, most_pixels=1023),
-    _row(_AVX512, _FP32, "fprop", (64, 255), 128, pixels=1024, algorithm="winograd"),
+    _row(_PAIRS, _BF16, "wgrad", 16, 32, batch=2, most_pixels=1024),
+    _row(_PAIRS, _BF16, "wgrad", (16, 127), 32, most_pixels=256),
+    _row(_PAIRS, _BF16, "wgrad", 16, 32, most_pixels=128),
+    _row(_PAIRS, _BF16, "wgrad", _IMAGE, 32, kernel=4, most_kernel=4, batch=2),
+    _row(_PAIRS, _BF16, "wgrad", _IMAGE, 32, **_STRIDED, most_pixels=1024),
+    _row(_PAIRS, _BF16, "wgrad", 32, (2, 4), pixels=65536, **_POINT),
+    _row(_AVX512, _FP32, "fprop", (64, 255), 128, pixels=512, algorithm="winograd"),
     _row(_AVX512, _FP32, "fprop", 256, 256, kernel=4, pixels=1024),
-    _row(_AVX512, _FP32, "dgrad", (64, 255), 128, pixels=1024, algorithm="winograd"),
-    _row(_AVX512, _FP32, "dgrad", 128, 256, kernel=4, pixels=256),
-    _row(_AVX512, _FP32, "dgrad", _IMAGE, 64, kernel=4, pixels=16384),
+    _row(_AVX512, _FP32, "fprop", (16, 255), 32, most_pixels=256, **_SMALL),
+    _row(_AVX512, _FP32, "fprop", 256, 32, most_pixels=128, **_SMALL),
+    _row(_AVX512, _FP32, "fprop", _IMAGE, 32, kernel=4, most_pixels=1024),
+    _row(_AVX512, _FP32, "fprop", 64, _IMAGE, **_POINT),
+    _row(_AVX512, _FP32, "fprop", 32, _IMAGE, most_pixels=4096, **_POINT),
+    _row(_AVX512, _FP32, "fprop", 64, _IMAGE, **_TO_IMAGE),
+    _row(_AVX512, _FP32, "dgrad", (32, 255), 64, pixels=256, algorithm="winograd"),
+    _row(_AVX512, _FP32, "dgrad", 128, 256, kernel=4),
+    _row(_AVX512, _FP32, "dgrad", 16, 32, stride=2, most_pixels=256, **_SMALL),
+    _row(_AVX512, _FP32, "dgrad", (16, 128), 32, most_pixels=256, **_SMALL),
+    _row(_AVX512, _FP32, "dgrad", 16, 32, most_pixels=128, **_SMALL),
+    _row(_AVX512, _FP32, "dgrad", _IMAGE, 32, kernel=3),
+    _row(_AVX512, _FP32, "dgrad", 32, (1, 1), pixels=65536, **_POINT),
     _row(_AVX512, _FP32, "wgrad", 64, 128, pixels=1024, algorithm="winograd"),
+    _row(_AVX512, _FP32, "wgrad", 16, 32, most_pixels=256, **_SMALL),
+    _row(_AVX512, _FP32, "wgrad", 32, 64, stride=2, most_pixels=512),
     _row(_AVX512, _FP32, "wgrad", 128, 256, stride=2, pixels=256),
     _row(_AVX512, _FP32, "wgrad", 64, 128, stride=2, pixels=4096),
-    _row(_AVX512, _FP32, "fprop", 64, _IMAGE, **_POINT),
-    _row(_AVX512, _FP32, "fprop", 64, _IMAGE, **_TO_IMAGE),
+    _row(_AVX512, _FP32, "wgrad", _IMAGE, 32, **_STRIDED, most_pixels=1024),
     _row(_AVX512, _FP32, "wgrad", 64, _IMAGE, **_TO_IMAGE),
-    _row(_AVX512, _FP32, "dgrad", 32, _IMAGE, **_POINT),
-    _row(_AVX512, _FP32, "wgrad", 32, _IMAGE, **_POINT),
+    _row(_AVX512, _FP32, "wgrad", 32, _IMAGE, pixels=65536, **_POINT),
     _row(_AMX, _BF16, "fprop", 128, 256),
     _row(_AMX, _BF16, "dgrad", 128, 256),
     _row(_AMX, _BF16, "wgrad", 128, 128),
 )
 
 
-@functools.lru_cache(maxsize=4096)
 def winning_algorithm(level: str, direction: str, call: tuple[Any, ...]) -> str | None:
     """Return the algorithm that beats torch's convolution, or None where none does.
 
-    `call` is a `Convolution`, or a tuple of its fields, which takes less to make.
+    `call` is a `Convolution`, or a tuple of its fields.
     """
     call = Convolution._make(call)
     for win in CONVOLUTION_WINS:

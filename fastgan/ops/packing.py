@@ -27,7 +27,9 @@ from torch import Tensor
 
 def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `weight` in `dtype`, dense in channels_last: itself where it is so already."""
-    return weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    if weight.dtype != dtype:
+        weight = weight.to(dtype)
+    return weight.contiguous(memory_format=torch.channels_last)
 
 
 class _Copy(NamedTuple):
@@ -65,7 +67,9 @@ def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
             and kept.state == _state(weight)
         ):
             return kept.copy
-    return pack(weight.detach(), dtype)
+    if weight.requires_grad:
+        weight = weight.detach()
+    return pack(weight, dtype)
 
 
 class PackedWeights:

@@ -98,7 +98,8 @@ def test_convolutions_are_exact_up_to_rounding(
     check_case(case, dtype, activation, has_bias, out_dtype)
 
 
-#: DCGAN's layers with fewer images and channels, and sizes past one block of steps or pixels.
+#: DCGAN's layers with fewer images and channels, and sizes past one block of steps or pixels; few
+#: pixels, whose weight fprop reads where it lies, and more.
 LAYERS = (
     Convolution(2, 3, 64, (16, 16), (4, 4), (2, 2), (1, 1)),
     Convolution(7, 64, 128, (8, 8), (4, 4), (2, 2), (1, 1)),
@@ -106,6 +107,10 @@ LAYERS = (
     Convolution(3, 1, 66, (9, 9), (5, 5), (2, 2), (2, 2)),
     Convolution(2, 520, 64, (3, 3), (3, 3), (1, 1), (1, 1)),
     Convolution(33, 12, 70, (5, 4), (1, 1), (1, 1), (0, 0)),
+    Convolution(9, 64, 70, (16, 16), (4, 4), (2, 2), (1, 1)),
+    Convolution(1, 64, 130, (12, 12), (3, 3), (1, 1), (1, 1)),
+    Convolution(1, 96, 7, (4, 5), (5, 3), (1, 2), (2, 0)),
+    Convolution(2, 64, 3, (11, 11), (1, 1), (1, 1), (0, 0)),
     Convolution(2, 65, 3, (6, 6), (2, 2), (3, 3), (0, 0)),  # stride beyond the kernel
 )
 

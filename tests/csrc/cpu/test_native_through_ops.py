@@ -30,7 +30,7 @@ def test_deep_bfloat16_layers_are_chosen_unasked(extension) -> None:
     ("backend", "batch", "kernel", "algorithm"),
     [
         ("auto", 64, (4, 4), "winograd"),
-        ("auto", 2, (4, 4), None),
+        ("auto", 2, (4, 4), "direct"),
         ("auto", 64, (3, 3), None),
         ("cpu", 64, (4, 4), "winograd"),
         ("cpu", 2, (4, 4), "direct"),
@@ -117,11 +117,11 @@ def test_biases_are_chosen_where_they_were_measured_to_win(
 @pytest.mark.parametrize(
     ("kernel", "stride", "dtype", "taken"),
     [
-        (1, 1, torch.float32, {"fprop", "dgrad", "wgrad"}),
+        (1, 1, torch.float32, {"fprop", "wgrad"}),
         (3, 1, torch.float32, {"fprop", "wgrad"}),
         (1, 2, torch.float32, set()),
         (9, 1, torch.float32, set()),
-        (1, 1, torch.bfloat16, set()),
+        (9, 1, torch.bfloat16, set()),
     ],
 )
 def test_a_convolution_to_an_image_takes_the_directions_that_win(
@@ -284,3 +284,37 @@ def test_what_only_the_backward_pass_wins_is_torchs_where_nothing_records(
     assert calls == []
     assert torch.equal(unrecorded, expected)
     assert torch.equal(recorded, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight_shape", "stride", "recorded_too"),
+    [
+        ((1, 64, 32, 32), (3, 64, 1, 1), 1, False),  # backward is torch's
+        ((1, 64, 16, 16), (128, 64, 4, 4), 2, True),
+        ((1, 48, 15, 15), (72, 48, 3, 3), 2, None),  # too few products for the calls
+    ],
+    ids=str,
+)
+def test_few_pixels_are_recorded_where_all_directions_win(
+    extension, monkeypatch, shape, weight_shape, stride, recorded_too
+) -> None:
+    if not {"avx512", "avx512_bf16"} & set(extension.module.levels()):
+        pytest.skip("the table of what wins speaks of AVX-512")
+    calls = []
+    launch = native_convolution.fprop
+
+    def launched(*args, **rest):
+        calls.append(1)
+        return launch(*args, **rest)
+
+    monkeypatch.setattr(native_convolution, "fprop", launched)
+    x, weight = drawn(*shape), drawn(*weight_shape)
+    taken = []
+    for recorded in (False, True):
+        calls.clear()
+        with torch.set_grad_enabled(recorded):
+            y = ops.conv2d(x, weight, None, stride, weight.shape[2] // 2)
+        taken.append(bool(calls))
+        expected = F.conv2d(x, weight, None, stride, weight.shape[2] // 2)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-3)
+    assert taken == [recorded_too is not None, bool(recorded_too)]
