@@ -19,27 +19,31 @@ from fastgan.models import build_networks
 from fastgan.nn import accelerate
 from fastgan.ops import PackedWeights
 from fastgan.ops.implementations import forced_backend
+from fastgan.training.adam import ChannelsLastAdam
 from fastgan.training.config import TrainConfig
 from fastgan.training.randomness import drawing_from
 
 Parameters = list[nn.Parameter]
 
+
+def _adam(parameters: Parameters, lr: float, config: TrainConfig) -> torch.optim.Adam:
+    """Adam by torch's fused kernel, except for a plain run."""
+    on_gpu = parameters[0].is_cuda
+    if is_plain(config):
+        return torch.optim.Adam(
+            parameters, lr=lr, betas=config.betas, foreach=True, capturable=on_gpu
+        )
+    optimizer = torch.optim.Adam if on_gpu else ChannelsLastAdam
+    return optimizer(parameters, lr=lr, betas=config.betas, fused=True, capturable=on_gpu)
+
+
 # RMSprop is Keras's, which the book used.
 OPTIMISERS: Mapping[str, Callable[[Parameters, float, TrainConfig], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, lr, config: torch.optim.Adam(
-        parameters, lr=lr, betas=config.betas, **_adam_kernel(parameters, config)
-    ),
+    "adam": _adam,
     "rmsprop": lambda parameters, lr, config: torch.optim.RMSprop(
         parameters, lr=lr, alpha=0.9, eps=1e-7, foreach=True, capturable=parameters[0].is_cuda
     ),
 }
-
-
-def _adam_kernel(parameters: Parameters, config: TrainConfig) -> dict[str, bool]:
-    """Which of torch's kernels updates: the fused one, except for a plain run."""
-    if is_plain(config):
-        return {"foreach": True, "capturable": parameters[0].is_cuda}
-    return {"fused": True, "capturable": parameters[0].is_cuda}
 
 
 @dataclass
