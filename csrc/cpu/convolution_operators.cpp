@@ -117,6 +117,7 @@ void fprop(Tensor big, Tensor weight, std::optional<Tensor> bias, Tensor small,
   call.negative_slope = static_cast<float>(negative_slope);
   call.big_prologue = prologue_of(scale, shift, big, prologue_activation, prologue_slope);
   ask_for_statistics(mean, m2, small, call);
+  const ScratchCall borrowing;
   convolutions(call, algorithm).fprop(call);
 }
 
@@ -137,6 +138,7 @@ void dgrad(Tensor small, Tensor weight, std::optional<Tensor> bias, Tensor big,
   call.negative_slope = static_cast<float>(negative_slope);
   call.small_prologue = prologue_of(scale, shift, small, prologue_activation, prologue_slope);
   ask_for_statistics(mean, m2, big, call);
+  const ScratchCall borrowing;
   convolutions(call, algorithm).dgrad(call);
 }
 
@@ -155,6 +157,7 @@ void wgrad(Tensor big, Tensor small, Tensor weight, int64_t stride_height, int64
   call.big_prologue = prologue_of(big_scale, big_shift, big, prologue_activation, prologue_slope);
   call.small_prologue =
       prologue_of(small_scale, small_shift, small, prologue_activation, prologue_slope);
+  const ScratchCall borrowing;
   convolutions(call, algorithm).wgrad(call);
 }
 

@@ -32,6 +32,19 @@ enum class Scratch : int {
 void* scratch(Scratch slot, size_t bytes);
 size_t scratch_bytes();  // that all threads keep now
 
+// While one lives, large buffers of its thread are borrowed, if there is a lender, and go back at its
+// end: packed weights and copies of operands need not lie beside the peak of a step.
+struct ScratchCall {
+  ScratchCall();
+  ~ScratchCall();
+  ScratchCall(const ScratchCall&) = delete;
+  ScratchCall& operator=(const ScratchCall&) = delete;
+};
+
+// From now on large buffers are borrowed: at least so many bytes, 64-byte aligned; null if there are
+// none.
+void borrow_scratch(void* (*allocate)(size_t bytes), void (*release)(void* block));
+
 struct BatchNormForward {
   DataType type;
   int64_t groups, rows, channels;  // x is [groups, rows, channels]

@@ -1,4 +1,5 @@
-// Memory that a thread keeps between calls, so that a training step faults no pages.
+// Memory that a thread keeps between calls, so that a training step faults no pages; or, where large
+// blocks can be had without faults, has for a call.
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -10,13 +11,35 @@ namespace {
 
 std::atomic<size_t> held{0};  // by all threads
 
+// Where the memory of large buffers comes from while a call lasts; null: as that of the others.
+std::atomic<void* (*)(size_t)> lend{nullptr};
+std::atomic<void (*)(void*)> take_back{nullptr};
+
+// Smaller ones are kept: with them a lender's memory would be cut up for little.
+constexpr size_t kSmallestLoan = size_t{256} << 10;
+
+struct Buffer {
+  void* memory = nullptr;
+  size_t bytes = 0;
+  bool lent = false;
+
+  void free() {
+    if (lent) {
+      take_back.load()(memory);
+    } else {
+      std::free(memory);
+      held -= bytes;
+    }
+    *this = {};
+  }
+};
+
 struct Buffers {
-  void* memory[static_cast<int>(Scratch::count)] = {};
-  size_t bytes[static_cast<int>(Scratch::count)] = {};
+  Buffer slots[static_cast<int>(Scratch::count)];
+  int calls = 0;  // that last
 
   ~Buffers() {
-    for (void* buffer : memory) std::free(buffer);
-    for (size_t size : bytes) held -= size;
+    for (Buffer& buffer : slots) buffer.free();
   }
 };
 
@@ -25,19 +48,38 @@ thread_local Buffers buffers;
 }  // namespace
 
 void* scratch(Scratch slot, size_t bytes) {
-  const int index = static_cast<int>(slot);
-  if (buffers.bytes[index] < bytes || !buffers.memory[index]) {
+  Buffer& buffer = buffers.slots[static_cast<int>(slot)];
+  if (buffer.bytes < bytes || !buffer.memory) {
     constexpr size_t kPage = 4096;
     const size_t rounded = (bytes / kPage + 1) * kPage;
-    std::free(buffers.memory[index]);
-    held -= buffers.bytes[index];
-    buffers.bytes[index] = 0;
-    buffers.memory[index] = std::aligned_alloc(64, rounded);
-    if (!buffers.memory[index]) throw std::bad_alloc();
-    buffers.bytes[index] = rounded;
-    held += rounded;
+    buffer.free();
+    auto* const allocate = lend.load();
+    if (allocate && buffers.calls && rounded >= kSmallestLoan) {
+      buffer.memory = allocate(rounded);
+      buffer.lent = buffer.memory != nullptr;
+    }
+    if (!buffer.lent) {
+      buffer.memory = std::aligned_alloc(64, rounded);
+      if (!buffer.memory) throw std::bad_alloc();
+      held += rounded;
+    }
+    buffer.bytes = rounded;
   }
-  return buffers.memory[index];
+  return buffer.memory;
+}
+
+ScratchCall::ScratchCall() { ++buffers.calls; }
+
+ScratchCall::~ScratchCall() {
+  if (--buffers.calls || !lend.load()) return;
+  for (Buffer& buffer : buffers.slots) {
+    if (buffer.bytes >= kSmallestLoan) buffer.free();  // also what was kept before there was a lender
+  }
+}
+
+void borrow_scratch(void* (*allocate)(size_t), void (*release)(void*)) {
+  take_back = release;
+  lend = allocate;
 }
 
 size_t scratch_bytes() { return held; }

@@ -7,6 +7,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "kernels.h"
+
 C10_DECLARE_bool(caffe2_cpu_allocator_do_zero_fill);
 C10_DECLARE_bool(caffe2_cpu_allocator_do_junk_fill);
 
@@ -86,6 +88,8 @@ bool allocate_tensors() {
       return false;
     }
     arena->survive_forks();
+    borrow_scratch([](size_t bytes) { return arena->allocate(bytes); },
+                   [](void* block) { arena->release(block); });
     return true;
   }();
   return done;

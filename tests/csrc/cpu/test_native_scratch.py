@@ -1,4 +1,4 @@
-"""The memory that the kernels keep between calls does not grow with the batch."""
+"""The memory that the kernels keep does not grow with the batch, and is borrowed from an arena."""
 
 from __future__ import annotations
 
@@ -45,3 +45,53 @@ def test_weight_gradients_keep_no_copy_of_their_operands(
         assert 0 < few <= many < 6 << 20
     else:
         assert 0 < few == many < 2 << 20
+
+
+# The weight is packed, 4 MB or more; the operand behind the prologue has 4 MB in bfloat16.
+BORROWED = """
+import sys
+import torch
+from fastgan import keep_freed_memory, native, native_convolution
+from fastgan.memory import arena
+torch.set_num_threads(1)
+level, dtype, algorithm = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3]
+def dense(*shape):
+    return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+scratch_bytes = native.build().module.scratch_bytes
+small, weight = dense(256, 512, 4, 4), dense(512, 256, 4, 4)
+ones = torch.ones(1, 512)
+prologue = None
+if algorithm == "direct":
+    prologue = native_convolution.Prologue(ones, ones, "leaky_relu", 0.2)
+def run():
+    return native_convolution.dgrad(
+        small, weight, big_size=(8, 8), stride=(2, 2), padding=(1, 1), prologue=prologue,
+        algorithm=algorithm,
+    )
+with native.forced_level(level):
+    expected = run()
+    kept = scratch_bytes()
+    assert kept >= 4 << 20, kept
+    assert keep_freed_memory() and arena() is not None
+    for _ in range(2):
+        actual = run()
+        assert torch.equal(actual, expected)
+        usage, tensor = arena(), actual.numel() * actual.element_size()
+        assert usage["in_use"] == tensor and usage["blocks"] == 1
+        assert scratch_bytes() < 1 << 20, scratch_bytes()
+        del actual
+    # What the first call gave back on the way, the second has borrowed.
+    assert usage["most_in_use"] >= tensor + (4 << 20), usage
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "algorithm"),
+    [("float32", "direct"), ("float32", "winograd"), ("bfloat16", "direct")],
+)
+def test_large_scratch_memory_is_borrowed_from_the_arena(
+    level: str, dtype: str, algorithm: str
+) -> None:
+    command = [sys.executable, "-c", BORROWED, level, dtype, algorithm]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
