@@ -17,6 +17,7 @@ from fastgan.ops.activations import activate, activate_fresh, check_activation
 from fastgan.ops.convolution import like_twin, regular
 from fastgan.ops.convolution_autograd import fprop
 from fastgan.ops.convolution_plan import PairArgument, implementation_of, plan
+from fastgan.ops.packing import cast
 
 
 def conv2d(
@@ -65,7 +66,7 @@ def conv2d(
         )  # fmt: skip
         return batch.squeeze(0)
     if implementation == "matmul":
-        return activate(_head(x, weight, bias), activation, negative_slope)
+        return activate(_head(x, weight, bias, made.dtype), activation, negative_slope)
     folded = activation != "leaky_relu" or negative_slope >= 0
     y = fprop(
         x.to(made.dtype),
@@ -82,10 +83,12 @@ def conv2d(
     return y if folded else activate(y, activation, negative_slope)
 
 
-def _head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _head(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Multiply the flattened images by the flattened kernels, in the order in which x lies."""
+    kernels = cast(weight, dtype)
     if x.is_contiguous(memory_format=torch.channels_last):
-        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
+        kernels = kernels.permute(0, 2, 3, 1).flatten(1)
+        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), kernels, bias)
     else:
-        y = F.linear(x.flatten(1), weight.flatten(1), bias)
+        y = F.linear(x.flatten(1), kernels.flatten(1), bias)
     return like_twin(y[:, :, None, None], x, weight)

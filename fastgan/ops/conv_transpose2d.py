@@ -17,6 +17,7 @@ from fastgan.ops.activations import activate, activate_fresh, check_activation
 from fastgan.ops.convolution import like_twin, regular, suggests_channels_last
 from fastgan.ops.convolution_autograd import dgrad
 from fastgan.ops.convolution_plan import PairArgument, implementation_of, plan
+from fastgan.ops.packing import cast
 
 
 def conv_transpose2d(
@@ -68,7 +69,7 @@ def conv_transpose2d(
         )  # fmt: skip
         return batch.squeeze(0)
     if implementation == "matmul":
-        return activate(_stem(x, weight, bias), activation, negative_slope)
+        return activate(_stem(x, weight, bias, made.dtype), activation, negative_slope)
     folded = activation != "leaky_relu" or negative_slope >= 0
     y = dgrad(
         x.to(made.dtype),
@@ -86,15 +87,15 @@ def conv_transpose2d(
     return y if folded else activate(y, activation, negative_slope)
 
 
-def _stem(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _stem(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Multiply the pixels by the flattened kernels, in the order in which the weight lies."""
     channels, kernel_h, kernel_w = weight.shape[1:]
-    pixels = x.flatten(1)
+    pixels, kernels = x.flatten(1), cast(weight, dtype)
     if suggests_channels_last(weight):
-        kernels = weight.permute(0, 2, 3, 1).flatten(1)
+        kernels = kernels.permute(0, 2, 3, 1).flatten(1)
         y = torch.mm(pixels, kernels).view(-1, kernel_h, kernel_w, channels).permute(0, 3, 1, 2)
     else:
-        y = torch.mm(pixels, weight.flatten(1)).view(-1, channels, kernel_h, kernel_w)
+        y = torch.mm(pixels, kernels.flatten(1)).view(-1, channels, kernel_h, kernel_w)
     if bias is not None:
         y = y + bias.to(y.dtype)[:, None, None]
     return like_twin(y, x, weight)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,52 @@ def _state(weight: Tensor) -> tuple[object, ...]:
     return (version, weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
 
 
+def _kept_copy(weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return the copy of `weight` in `dtype` that its owner keeps, if it is as the weight is."""
+    if torch.compiler.is_compiling():
+        return None
+    kept = _kept.get(id(weight))
+    if (
+        kept is not None
+        and kept.weight() is weight
+        and kept.copy.dtype == dtype
+        and kept.state == _state(weight)
+    ):
+        return kept.copy
+    return None
+
+
+class _Cast(torch.autograd.Function):
+    """A cast whose result is there already."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, made: tuple[Tensor]) -> Tensor:
+        # In a tuple autograd does not see it: the result is not a view of an argument.
+        ctx.dtype = weight.dtype
+        return made[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.to(ctx.dtype), None
+
+
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `weight` for torch's own products: the kept copy in place of autocast's own cast.
+
+    Args:
+        weight: [S, B, kh, kw], any floating dtype and layout.
+        dtype: what autocast makes of it, or its own.
+
+    Returns:
+        [S, B, kh, kw], laid out as `weight` is, differentiable to any order: the copy of `dtype`
+        that the owner keeps, else the weight itself, which autocast casts.
+    """
+    kept = None if weight.dtype == dtype else _kept_copy(weight, dtype)
+    if kept is None or kept.stride() != weight.stride():
+        return weight
+    return _Cast.apply(weight, (kept,))  # type: ignore[no-any-return]
+
+
 def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `weight` in kernel layout: the copy that its owner keeps, or a fresh one.
 
@@ -58,15 +104,9 @@ def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         [S, B, kh, kw] of `dtype`, dense in channels_last, without a graph.
     """
-    if not torch.compiler.is_compiling():
-        kept = _kept.get(id(weight))
-        if (
-            kept is not None
-            and kept.weight() is weight
-            and kept.copy.dtype == dtype
-            and kept.state == _state(weight)
-        ):
-            return kept.copy
+    kept = _kept_copy(weight, dtype)
+    if kept is not None:
+        return kept
     if weight.requires_grad:
         weight = weight.detach()
     return pack(weight, dtype)

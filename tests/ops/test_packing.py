@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import ops
 from fastgan.ops import packing
@@ -116,3 +117,67 @@ def test_training_with_fused_adam_moves_the_output():
             y.square().sum().backward()
             optimizer.step()
     assert not torch.allclose(outputs[0], outputs[1])
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of tensors of so many elements or more."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        big = operator is torch.ops.aten._to_copy.default and arguments[0].numel() >= self.size
+        self.count += big
+        return operator(*arguments, **(options or {}))
+
+
+#: x, weight, operator: products of a generator's stem and a discriminator's head.
+PRODUCTS = {
+    "stem": ((5, 6, 1, 1), (6, 8, 4, 4), ops.conv_transpose2d),
+    "head": ((5, 8, 4, 4), (3, 8, 4, 4), ops.conv2d),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_reads_the_kept_copy_and_is_differentiated_twice_as_without(name, layout):
+    x_shape, weight_shape, operator = PRODUCTS[name]
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(x_shape, generator=generator).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(weight_shape, generator=generator).to(memory_format=layout)
+    weight.requires_grad_()
+
+    def results():
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Casts(300) as casts:
+            y = operator(x, weight)
+        first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+        penalty = sum(grad.square().sum() for grad in first)
+        batched = torch.autograd.grad(
+            y, weight, torch.stack((torch.ones_like(y), y.detach())), True, is_grads_batched=True
+        )
+        return [y, *first, *torch.autograd.grad(penalty, (x, weight)), *batched], casts.count
+
+    expected, casts = results()
+    with PackedWeights([weight], torch.bfloat16):
+        actual, fewer = results()
+        with torch.autocast("cpu", torch.bfloat16):
+            _, tangent = torch.func.jvp(lambda w: operator(x.detach(), w), (weight,), (weight,))
+    # The gradients of a weight lie as it does: a copy that lies otherwise is passed over.
+    assert fewer == casts - (layout is torch.channels_last)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert one.stride() == other.stride()
+        assert torch.equal(one, other)
+    assert torch.equal(tangent, expected[0])  # linear in the weight
+
+
+def test_a_product_recorded_before_a_refresh_refuses_to_go_back_with_the_weight_after_it():
+    x = torch.randn(5, 6, 1, 1, requires_grad=True)
+    weight = torch.nn.Parameter(torch.randn(6, 8, 4, 4).to(memory_format=torch.channels_last))
+    with PackedWeights([weight], torch.bfloat16) as copies:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = ops.conv_transpose2d(x, weight)
+        copies.refresh()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
