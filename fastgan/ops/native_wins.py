@@ -221,6 +221,8 @@ class BatchNormWin:
 BATCH_NORM_WINS = (
     BatchNormWin(True, _HALF, True, _MANY, 1 << 18, 1 << 18),
     BatchNormWin(True, _FLOAT, True, 72, 1 << 18, 1 << 18),
+    BatchNormWin(True, _FLOAT, True, 256, 1 << 19, 1 << 18),
+    BatchNormWin(True, _FLOAT, True, 512, 1 << 20, 1 << 18),
     BatchNormWin(True, _FLOAT, True, _MANY, 1 << 20, 1 << 19),
     BatchNormWin(True, _HALF + _FLOAT, False, 72, 1 << 18, 1 << 18),
     BatchNormWin(True, _HALF, False, _MANY, 1 << 19, 1 << 19),

@@ -64,6 +64,8 @@ def test_float32_layers_take_what_was_measured_to_win(
         ((64, 512, 4, 4), torch.bfloat16, True, "leaky_relu", True),
         ((64, 512, 4, 4), torch.float32, True, "relu", "forward"),
         ((64, 256, 8, 8), torch.float32, True, "relu", True),
+        ((64, 128, 8, 8), torch.float32, True, "relu", True),
+        ((64, 256, 4, 4), torch.float32, True, "leaky_relu", "forward"),
         ((64, 72, 15, 15), torch.float32, True, "identity", True),
         ((64, 256, 8, 8), torch.bfloat16, True, "identity", True),
         ((64, 256, 8, 8), torch.float32, True, "identity", False),
