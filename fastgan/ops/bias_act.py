@@ -206,7 +206,8 @@ def bias_act(
             f"bias must have shape [{x.shape[1] if x.dim() > 1 else 'C'}] for an input of shape "
             f"{list(x.shape)}, not {list(bias.shape)}"
         )
-    if native_cpu.too_few(x, FEWEST_BIAS_ACT_ELEMENTS[x.dim() > 1 and x.size(1) > 4]):
+    many = x.dim() > 1 and x.size(1) > 4
+    if native_cpu.too_few(x, FEWEST_BIAS_ACT_ELEMENTS.get((x.dtype, activation, many), 0)):
         return _reference_forward(x, bias, activation, negative_slope)
     implementation = choice(x, bias, activation).chosen
     if implementation == "reference" or x.numel() == 0:
