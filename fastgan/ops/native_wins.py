@@ -166,7 +166,7 @@ CONVOLUTION_WINS = (
     _row(_AVX512, _FP32, "dgrad", 32, (1, 1), pixels=65536, **_POINT),
     _row(_AVX512, _FP32, "wgrad", 64, 128, pixels=1024, algorithm="winograd"),
     _row(_AVX512, _FP32, "wgrad", 16, 32, most_pixels=256, **_SMALL),
-    _row(_AVX512, _FP32, "wgrad", 32, 64, stride=2, most_pixels=512),
+    _row(_AVX512, _FP32, "wgrad", 32, 64, stride=2, most_pixels=512, **_SMALL),
     _row(_AVX512, _FP32, "wgrad", 128, 256, stride=2, pixels=256),
     _row(_AVX512, _FP32, "wgrad", 64, 128, stride=2, pixels=4096),
     _row(_AVX512, _FP32, "wgrad", _IMAGE, 32, **_STRIDED, most_pixels=1024),
