@@ -330,19 +330,25 @@ void run_tile_product(const Product& product, int64_t phases, const PhaseOf& pha
     return run_product(product, phases, phase_of, input, prologue, output_stride, input_stride);
   }
   if (patches) {  // a 1 x 1 kernel over patches
+    const PatchShape shape(call);
     const Phase phase = phase_of(0);
     Product pixels = product;
     pixels.input_height = phase.grid_height, pixels.input_width = phase.grid_width;
-    pixels.inputs = taps * product.inputs;
+    pixels.inputs = shape.elements();
     pixels.input_stride_y = pixels.input_stride_x = pixels.kernel_width = 1;
     auto one = [&](int64_t) {
       return Phase{phase.grid_height, phase.grid_width, 0, 0, 0, 1, 0, 1, 0, 0};
     };
-    const BFloat16* packed =
-        pack_tile_weight(pixels, 1, one, weight, 1, output_stride, 0, input_stride);
+    auto* rows = static_cast<BFloat16*>(scratch(
+        Scratch::second_operand, product.outputs * pixels.inputs * int64_t{sizeof(BFloat16)}));
+    memset(rows, 0, product.outputs * pixels.inputs * sizeof(BFloat16));
+    for (int64_t row = 0; row < product.outputs * call.kernel_height; ++row) {
+      memcpy(rows + row * shape.pitch, weight + row * shape.run, shape.run * sizeof(BFloat16));
+    }
+    const BFloat16* packed = pack_tile_weight(pixels, 1, one, rows, 1, pixels.inputs, 0, 1);
     auto pack_row = [&](const ImageGroup& group, int64_t y, BFloat16* tiles) {
-      const int64_t bytes = round_up(pixels.inputs, kTileDepth) * int64_t{sizeof(BFloat16)};
-      pack_patch_row(product, phase, source, group, y,
+      const int64_t bytes = shape.width() * int64_t{sizeof(BFloat16)};
+      pack_patch_row(shape, source, group, y,
                      static_cast<BFloat16*>(scratch(Scratch::offsets, bytes)), tiles);
     };
     return run_wide(pixels, 1, one, 1, pack_row, packed);

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "epilogue.h"
-#include "tile_packing.h"
+#include "tile_patches.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
 
@@ -71,27 +71,22 @@ FASTGAN_SHARED void pack_pixel_row(const Product& product, const Prologue& prolo
   }
 }
 
-// As pack_pixel_row, of the patches that `product` reads for a row of its places.
-FASTGAN_SHARED void pack_patch_row(const Product& product, const Phase& phase,
-                                   const BFloat16* input, const ImageGroup& group, int64_t y,
-                                   BFloat16* patch, BFloat16* target) {
-  const int64_t width = phase.grid_width, elements = phase.taps_y * phase.taps_x * product.inputs;
-  const int64_t blocks = round_up_quotient(elements, kTileDepth);
-  const int64_t size = product.input_height * product.input_width * product.inputs;
-  memset(patch, 0, blocks * kTileDepth * sizeof(BFloat16));
+// As pack_pixel_row, of the patches of a row of places.
+FASTGAN_SHARED void pack_patch_row(const PatchShape& shape, const BFloat16* input,
+                                   const ImageGroup& group, int64_t y, BFloat16* buffer,
+                                   BFloat16* target) {
+  const Convolution& call = shape.call;
+  const int64_t size = call.big_height * call.big_width * call.big_channels;
+  const int64_t width = call.small_width;
   if (group.images < kTileRows) {
-    memset(target, 0, blocks * width * kTileElements * sizeof(BFloat16));
+    memset(target, 0, shape.width() / kTileDepth * width * kTileElements * sizeof(BFloat16));
   }
   for (int64_t image = 0; image < group.images; ++image) {
-    for (int64_t x = 0; x < width; ++x) {
-      copy_patch(product, phase, input + (group.first_image + image) * size,
-                 y * product.input_stride_y + phase.offset_y,
-                 x * product.input_stride_x + phase.offset_x, patch);
-      for (int64_t block = 0; block < blocks; ++block) {
-        copy_elements(target + (block * width + x) * kTileElements + image * kTileDepth,
-                      patch + block * kTileDepth, kTileDepth);
-      }
-    }
+    shape.copy(input + (group.first_image + image) * size, y, 0, width, buffer,
+               [&](int64_t place, int64_t element) {
+                 return target + (element / kTileDepth * width + place) * kTileElements +
+                        image * kTileDepth + element % kTileDepth;
+               });
   }
 }
 

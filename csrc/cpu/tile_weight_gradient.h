@@ -12,7 +12,7 @@
 // kernel.
 #pragma once
 
-#include "tile_packing.h"
+#include "tile_patches.h"
 #include "weight_gradient.h"
 
 namespace fastgan::cpu::FASTGAN_LEVEL {
@@ -26,12 +26,12 @@ constexpr int64_t kSplitRows = 4;        // at least: rows at a split's ends are
 constexpr int64_t kSplitBytes = 4 << 20;  // of one group's partial sums
 constexpr int64_t kPatchPlaces = 8;      // whose patches are copied image by image
 
-// sums[32 small channels][kBlock] (32 columns of it) += the products of a turn's places, whose tiles
-// lie at these distances.
+// Where the tiles of a place lie in a turn's operands.
 struct TileStep {
   int64_t small, big;
 };
 
+// sums[32 small channels][kBlock] (32 columns of it) += the products of a turn's places.
 FASTGAN_SHARED void add_tile_products(const TileStep* steps, int64_t count, const BFloat16* small,
                                       const BFloat16* big, float* sums) {
   constexpr int64_t kStride = kBlock * sizeof(float);
@@ -105,6 +105,7 @@ struct TileGradient {
   const Convolution& call;
   Convolution shape;  // that is multiplied: the call's, or a 1 x 1 kernel over patches
   const bool patches;
+  const PatchShape patch;
   const TileSide small, big;
   int64_t taps, image_groups, small_blocks, big_blocks, block_rows;
   int64_t turn_groups, turn_rows, turn_columns, strips;  // strips: of turn_columns columns
@@ -114,6 +115,7 @@ struct TileGradient {
       : call(c),
         shape(shape_of(c)),
         patches(c.big_channels < kFewTileInputs),
+        patch(c),
         small{c.small_prologue, static_cast<const BFloat16*>(c.small), c.batch,
               c.small_height * c.small_width, c.small_channels},
         big{c.big_prologue, static_cast<const BFloat16*>(c.big), c.batch,
@@ -127,11 +129,9 @@ struct TileGradient {
     turn_columns = c.small_width < kTurnPlaces ? c.small_width : kTurnPlaces;
     turn_rows = kTurnPlaces / turn_columns < c.small_height ? kTurnPlaces / turn_columns
                                                             : c.small_height;
-    turn_groups = turn_rows * turn_columns == c.small_height * c.small_width
-                      ? kTurnPlaces / (turn_rows * turn_columns)
-                      : 1;
-    if (turn_groups > image_groups) turn_groups = image_groups;
-    if (turn_groups < 1) turn_groups = 1;
+    const int64_t places = turn_rows * turn_columns;
+    turn_groups = places == c.small_height * c.small_width ? kTurnPlaces / places : 1;
+    if (turn_groups > image_groups) turn_groups = image_groups > 0 ? image_groups : 1;
     for (;;) {
       big_rows = window(turn_rows, shape.stride_height, shape.kernel_height, shape.big_height);
       big_columns = window(turn_columns, shape.stride_width, shape.kernel_width, shape.big_width);
@@ -152,13 +152,12 @@ struct TileGradient {
   static FASTGAN_SHARED Convolution shape_of(const Convolution& c) {
     Convolution shape = c;
     if (c.big_channels >= kFewTileInputs) return shape;
-    shape.big_channels = c.kernel_height * c.kernel_width * c.big_channels;
+    shape.big_channels = PatchShape(c).elements();
     shape.big_height = c.small_height, shape.big_width = c.small_width;
     shape.kernel_height = shape.kernel_width = shape.stride_height = shape.stride_width = 1;
     shape.padding_height = shape.padding_width = 0;
     return shape;
   }
-
   static FASTGAN_SHARED int64_t window(int64_t count, int64_t stride, int64_t kernel, int64_t size) {
     const int64_t span = (count - 1) * stride + kernel;
     return span < size ? span : size;
@@ -176,15 +175,14 @@ struct TileGradient {
   FASTGAN_SHARED int64_t big_bytes() const {
     return big_halves() * big_step() * kTwoTiles * sizeof(BFloat16);
   }
-  FASTGAN_SHARED int64_t patch_width() const { return round_up(shape.big_channels, kTileDepth); }
-  // Rows of 32 images: what a prologue leaves, or patches.
+  // Rows of 32 images: what a prologue leaves, or patches and a patch more.
   FASTGAN_SHARED int64_t work_bytes() const {
-    return kTileImages * (patches ? kPatchPlaces * patch_width() : kTileDepth) * sizeof(BFloat16);
+    return sizeof(BFloat16) * (patches ? (kTileImages * kPatchPlaces + 1) * patch.width()
+                                       : kTileImages * kTileDepth);
   }
   FASTGAN_SHARED int64_t memory_bytes() const { return small_bytes() + big_bytes() + work_bytes(); }
   FASTGAN_SHARED int64_t groups() const { return small_blocks * big_blocks; }
   FASTGAN_SHARED int64_t rows() const { return taps * block_rows; }
-
   // What splits are made of: groups of images where a turn takes these whole, else rows of a strip.
   FASTGAN_SHARED bool whole_images() const {
     return strips == 1 && turn_rows == shape.small_height;
@@ -296,34 +294,28 @@ struct TileGradient {
           BFloat16* target = row + (half * big_step() + x) * kTwoTiles;
           if (!patches) {
             big.pack<false>(image, y * shape.big_width + across.first + x, first, work, target);
-          } else if (first < patch_width()) {
-            zip_rows(work + x % kPatchPlaces * patch_width() + first,
-                     kPatchPlaces * patch_width(), target);
+          } else if (first < patch.width()) {
+            zip_rows(work + x % kPatchPlaces * patch.width() + first,
+                     kPatchPlaces * patch.width(), target);
           }
         }
       }
     }
   }
 
-  // The patches of `count` places side by side in 32 images: [image][kPatchPlaces][patch_width()].
+  // The patches of `count` places side by side in 32 images: [image][kPatchPlaces][patch.width()].
   // They are copied image by image, as neighbouring patches share their pixels.
   FASTGAN_SHARED void copy_patches(int64_t image, int64_t y, int64_t x, int64_t count,
                                    BFloat16* rows) const {
-    const Product product = fprop_product(call);
-    const Phase phase = fprop_phase(call);
-    const int64_t width = shape.big_channels;
-    for (int64_t lane = 0; lane < kTileImages; ++lane) {
-      BFloat16* target = rows + lane * kPatchPlaces * patch_width();
+    const int64_t width = patch.width(), size = big.pixels * big.channels;
+    BFloat16* buffer = rows + kTileImages * kPatchPlaces * width;
+    for (int64_t lane = 0; lane < kTileImages; ++lane, rows += kPatchPlaces * width) {
       if (image + lane >= big.images) {
-        memset(target, 0, count * patch_width() * sizeof(BFloat16));
+        memset(rows, 0, count * width * sizeof(BFloat16));
         continue;
       }
-      for (int64_t place = 0; place < count; ++place, target += patch_width()) {
-        copy_patch(product, phase, big.data + (image + lane) * big.pixels * big.channels,
-                   y * call.stride_height - call.padding_height,
-                   (x + place) * call.stride_width - call.padding_width, target);
-        memset(target + width, 0, (patch_width() - width) * sizeof(BFloat16));
-      }
+      patch.copy(big.data + (image + lane) * size, y, x, count, buffer,
+                 [&](int64_t place, int64_t element) { return rows + place * width + element; });
     }
   }
 
@@ -349,6 +341,23 @@ struct TileGradient {
     return count;
   }
 
+  // The sums of patch elements `first` to first + count, less what pads the kernel rows.
+  template <class T>
+  FASTGAN_SHARED void store_patches(const float* sums, int64_t channel, int64_t first,
+                                    int64_t count, T* result) const {
+    T* target = result + channel * call.kernel_height * patch.run;
+    for (int64_t element = 0; element < count;) {
+      const int64_t row = (first + element) / patch.pitch, at = (first + element) % patch.pitch;
+      const int64_t left = count - element, rest = patch.pitch - at;
+      const int64_t whole = rest < left ? rest : left, real = patch.run - at;
+      for_lanes(real < whole ? real : whole, [&](int64_t first_lane, int lanes) {
+        store_width(target + row * patch.run + at + first_lane,
+                    load_width(sums + element + first_lane, lanes), lanes);
+      });
+      element += whole;
+    }
+  }
+
   template <class T>
   FASTGAN_SHARED void store(int64_t index, int64_t begin, int64_t end, const float* sums,
                             T* result) const {
@@ -357,8 +366,14 @@ struct TileGradient {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t channel = index / big_blocks * kSmallBlock + row % block_rows;
       if (channel >= small.channels) continue;
-      store_row(result + (channel * taps + row / block_rows) * shape.big_channels + big_channel,
-                sums + row * kBlock, left < kBlock ? left : kBlock);
+      const int64_t count = left < kBlock ? left : kBlock;
+      const float* source = sums + row * kBlock;
+      if (patches) {
+        store_patches(source, channel, big_channel, count, result);
+      } else {
+        const int64_t at = (channel * taps + row / block_rows) * shape.big_channels;
+        store_row(result + at + big_channel, source, count);
+      }
     }
   }
 };
