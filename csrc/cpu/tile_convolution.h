@@ -326,7 +326,9 @@ void run_tile_product(const Product& product, int64_t phases, const PhaseOf& pha
   const int64_t taps = call.kernel_height * call.kernel_width, tap_stride = call.big_channels;
   const bool few = product.inputs < kFewTileInputs;
   const bool patches = few && !prologue.scale && product.tap_shift == 1;
-  if (call.type != DataType::bfloat16 || (few && !patches)) {
+  // A tile does 16 times a vector's work in the same time: not with 1 of its 16 images.
+  const bool alone = product.batch == groups_of(product);
+  if (call.type != DataType::bfloat16 || alone || (few && !patches)) {
     return run_product(product, phases, phase_of, input, prologue, output_stride, input_stride);
   }
   if (patches) {  // a 1 x 1 kernel over patches
