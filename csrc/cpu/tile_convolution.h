@@ -266,6 +266,7 @@ void run_units(const Product& product, int64_t phases, const PhaseOf& phase_of, 
                  tiles + (index - first_group) * group_elements + (y - first_row) * row_elements);
       }
     }
+    FASTGAN_TILE_FENCE();
     const Tiles configured;
     for (int64_t column = range * columns / ranges; column < (range + 1) * columns / ranges;
          ++column) {

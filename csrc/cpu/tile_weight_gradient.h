@@ -242,6 +242,7 @@ struct TileGradient {
       pack_big_row(turn, y, across, big_channel, work, big_tiles);
     }
     packed = down.first + down.count > packed ? down.first + down.count : packed;
+    FASTGAN_TILE_FENCE();
     TileStep steps[kTurnPlaces];
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t count = list_steps(turn, tap, across, steps);
@@ -274,7 +275,6 @@ struct TileGradient {
       }
     }
   }
-
   // [half of the block][group][row, in a ring][column][2 tiles], zipped
   FASTGAN_SHARED void pack_big_row(const TileTurn& turn, int64_t y, const Window& across,
                                    int64_t channel, BFloat16* work, BFloat16* tiles) const {

@@ -4,6 +4,10 @@
 // functions in software.
 #pragma once
 
+// What was stored before is in memory: GCC's tile loads do not say that they read any, and its
+// ldtilecfg says so of 8 bytes alone.
+#define FASTGAN_TILE_FENCE() __asm__ volatile("" ::: "memory")
+
 #if defined(FASTGAN_TILES_HEADER)
 #include FASTGAN_TILES_HEADER
 #else
@@ -28,6 +32,7 @@ struct Tiles {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } configuration;
+    __asm__ volatile("" : : "r"(&configuration) : "memory");
     _tile_loadconfig(&configuration);
   }
   ~Tiles() { _tile_release(); }
