@@ -37,6 +37,16 @@ def _global_hooks() -> bool:
     )
 
 
+def _hooked(module: nn.Module) -> bool:
+    """True if a hook would notice that a call of the module is left out."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def why_not_fused(layer: nn.Module, follower: nn.Module, after: nn.Module | None) -> str | None:
     """Say why the activation `follower` cannot run inside `layer`, or None if it can.
 
@@ -61,12 +71,7 @@ def why_not_fused(layer: nn.Module, follower: nn.Module, after: nn.Module | None
         or layer._backward_pre_hooks
     ):
         return "a hook on the layer would see the activated output"
-    if (
-        follower._forward_hooks
-        or follower._forward_pre_hooks
-        or follower._backward_hooks
-        or follower._backward_pre_hooks
-    ):
+    if _hooked(follower):
         return "a hook on the activation would not be called"
     if layer._compiled_call_impl is not None or follower._compiled_call_impl is not None:
         return "the module is compiled on its own"
@@ -111,20 +116,12 @@ def _pair(
     activated = convolution.activation != "identity" or (
         len(followers) == 2 and epilogue_of(followers[1]) is not None
     )
-    hooks = (
-        convolution._forward_hooks
-        or convolution._forward_pre_hooks
-        or convolution._backward_hooks
-        or convolution._backward_pre_hooks
-    )
     replaced = "forward" in layer.__dict__ or "forward" in convolution.__dict__
-    if activated or hooks or replaced or convolution._compiled_call_impl is not None:
+    if activated or _hooked(convolution) or replaced or convolution._compiled_call_impl is not None:
         return None
     if layer.padding_mode != "zeros" or convolution.padding_mode != "zeros":
         return None
-    first = conv2d_arguments(layer, input)
-    second = conv2d_arguments(convolution, input)
-    del second["x"]
+    first, second = conv2d_arguments(layer, input), conv2d_arguments(convolution, input)
     return conv2d_pair(first, second, *epilogue)
 
 

@@ -79,9 +79,10 @@ def _grad_by_fprop(
     )
 
 
-def _grad_by_dgrad(
+def grad_by_dgrad(
     small: Tensor, weight: Tensor, packed_weight: Tensor | None, at: Settings
 ) -> Tensor:
+    """Return the gradient of fprop's input; differentiable while autograd records."""
     if transformed_backward(small, weight):
         return REFERENCE["dgrad"](
             small, weight.to(small.dtype), None, at.big_size, at.stride, at.padding, "identity", 0.0
@@ -108,7 +109,8 @@ def _grad_by_dgrad(
     )
 
 
-def _grad_by_wgrad(big: Tensor, small: Tensor, at: Settings) -> Tensor:
+def grad_by_wgrad(big: Tensor, small: Tensor, at: Settings) -> Tensor:
+    """Return the weight's gradient in `at.weight_dtype`; differentiable while autograd records."""
     if transformed_backward(big, small):
         return REFERENCE["wgrad"](
             big, small, at.kernel_size, at.stride, at.padding, at.weight_dtype
@@ -149,10 +151,10 @@ class Fprop(torch.autograd.Function):
         big, weight, kernel_weight, y = ctx.saved_tensors
         wants_big, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_small = pre_activation_gradient(grad_small, y, ctx.settings)
-        grad_weight = _grad_by_wgrad(big, grad_small, ctx.settings) if wants_weight else None
+        grad_weight = grad_by_wgrad(big, grad_small, ctx.settings) if wants_weight else None
         del big, y  # made again for this alone (see `recomputation`), they leave room
         return (
-            _grad_by_dgrad(grad_small, weight, kernel_weight, ctx.settings) if wants_big else None,
+            grad_by_dgrad(grad_small, weight, kernel_weight, ctx.settings) if wants_big else None,
             grad_weight,
             bias_gradient(grad_small).to(ctx.settings.bias_dtype) if wants_bias else None,
             *(None,) * 5,
@@ -206,7 +208,7 @@ class Dgrad(torch.autograd.Function):
         small, weight, kernel_weight, y = ctx.saved_tensors
         wants_small, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_big = pre_activation_gradient(grad_big, y, ctx.settings)
-        grad_weight = _grad_by_wgrad(grad_big, small, ctx.settings) if wants_weight else None
+        grad_weight = grad_by_wgrad(grad_big, small, ctx.settings) if wants_weight else None
         del small, y
         return (
             _grad_by_fprop(grad_big, weight, kernel_weight, ctx.settings) if wants_small else None,
@@ -241,7 +243,7 @@ class Wgrad(torch.autograd.Function):
         big, small = ctx.saved_tensors
         wants_big, wants_small = ctx.needs_input_grad[:2]
         return (
-            _grad_by_dgrad(small, grad_weight, None, ctx.settings) if wants_big else None,
+            grad_by_dgrad(small, grad_weight, None, ctx.settings) if wants_big else None,
             _grad_by_fprop(big, grad_weight, None, ctx.settings) if wants_small else None,
             *(None,) * 5,
         )

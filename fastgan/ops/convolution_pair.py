@@ -22,17 +22,17 @@ from fastgan.ops.activations import ACTIVATIONS
 from fastgan.ops.convolution import (
     CPU_WHERE_IT_WINS,
     dense,
-    dgrad_operator,
     fprop_operator,
     like_twin,
-    wgrad_operator,
 )
 from fastgan.ops.convolution_autograd import (
     Settings,
     bias_gradient,
     fprop,
+    grad_by_dgrad,
+    grad_by_wgrad,
 )
-from fastgan.ops.convolution_plan import Plan, plan
+from fastgan.ops.convolution_plan import implementation_of, plan
 from fastgan.ops.implementations import recorded, transformed, transformed_backward
 from fastgan.ops.packing import packed
 
@@ -40,6 +40,7 @@ from fastgan.ops.packing import packed
 _SLICE_ELEMENTS = 2 << 20
 # The first layer is run once more in backward: its work must be a small part of the second's.
 _MOST_WORK = 1 / 8
+_NATIVE = ("cpu", CPU_WHERE_IT_WINS)
 
 
 def conv2d_pair(
@@ -53,7 +54,7 @@ def conv2d_pair(
     Args:
         first: arguments of `conv2d`: "x" [N, C, H, W], "weight", "bias", "stride", "padding",
             "dilation" and "groups".
-        second: the same of the layer after the activation, "x" excepted.
+        second: the same of the layer after the activation; its "x" is not read.
         activation: "identity", "relu", "leaky_relu", "tanh" or "sigmoid".
         negative_slope: leaky_relu's.
 
@@ -71,7 +72,8 @@ def conv2d_pair(
     ):
         return None
     made = plan(**_planned(first))
-    if not _native(made):
+    implementation = implementation_of(made, activation, x, weight, first["bias"])
+    if implementation not in _NATIVE:
         return None
     between = fprop_shape(x, weight, made.stride, made.padding)
     pixels = between[2] * between[3]
@@ -80,7 +82,8 @@ def conv2d_pair(
         return None
     a_slice = torch.empty((rows, *between[1:]), dtype=made.dtype, memory_format=torch.channels_last)
     next_made = plan(**_planned({**second, "x": a_slice}))
-    if not _native(next_made):
+    next_implementation = implementation_of(next_made, "identity", next_weight)
+    if next_implementation not in _NATIVE:
         return None
     result = fprop_shape(a_slice, next_weight, next_made.stride, next_made.padding)
     if weight[0].numel() * between[1] * pixels > _MOST_WORK * next_weight.numel() * (
@@ -95,11 +98,14 @@ def conv2d_pair(
             at.padding,
             name,
             negative_slope,
-            at.implementation,
-            some["weight"].dtype,
-            None if some["bias"] is None else some["bias"].dtype,
+            served_by,
+            torch.promote_types(some["weight"].dtype, torch.float32),  # of sums over slices
+            None,
         )
-        for some, at, name in ((first, made, activation), (second, next_made, "identity"))
+        for some, at, name, served_by in (
+            (first, made, activation, implementation),
+            (second, next_made, "identity", next_implementation),
+        )
     ]
     y = ConvolutionPair.apply(
         dense(x.to(made.dtype)), weight, first["bias"], next_weight, second["bias"], *settings, rows
@@ -109,10 +115,6 @@ def conv2d_pair(
 
 def _planned(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"transposed": False, "output_padding": 0, **arguments}
-
-
-def _native(made: Plan) -> bool:
-    return made.implementation in ("cpu", CPU_WHERE_IT_WINS)
 
 
 def _slices(images: int, rows: int) -> Iterator[slice]:
@@ -133,17 +135,9 @@ def _forward(x: Tensor, packed_weight: Tensor, bias: Tensor | None, at: Settings
     )
 
 
-class _Sum:
-    """The sum of gradients that slices contribute, in float32 at least."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-
-    def add(self, part: Tensor) -> None:
-        self.total = part if self.total is None else self.total.add_(part)
-
-    def to(self, dtype: torch.dtype | None) -> Tensor | None:
-        return None if self.total is None else self.total.to(dtype)
+def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Add in place to what is there, if both are."""
+    return part if total is None or part is None else total.add_(part)
 
 
 class ConvolutionPair(torch.autograd.Function):
@@ -172,62 +166,43 @@ class ConvolutionPair(torch.autograd.Function):
         x, weight, bias, next_weight, next_bias, *kernel_weights = ctx.saved_tensors
         at, next_at, rows = ctx.settings
         wanted = ctx.needs_input_grad[1:5]
+        weights = (weight, bias, next_weight, next_bias)
         if torch.is_grad_enabled() or transformed_backward(grad):
-            weights = (weight, bias, next_weight, next_bias)
             return None, *_differentiated(x, weights, grad, at, next_at, wanted), *(None,) * 3
-        grad, sums = dense(grad), [_Sum() for _ in wanted]
+        grad = dense(grad)
+        totals: list[Tensor | None] = [None] * len(weights)
         for part in _slices(len(x), rows):
-            for total, gradient in zip(
-                sums,
-                _gradients(x[part], kernel_weights, bias, grad[part], at, next_at, wanted),
-                strict=True,
-            ):
-                if gradient is not None:
-                    total.add(gradient)
-        dtypes = (at.weight_dtype, at.bias_dtype, next_at.weight_dtype, next_at.bias_dtype)
-        gradients = (total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True))
+            some = _gradients(x[part], weights, kernel_weights, grad[part], at, next_at, wanted)
+            totals = [_plus(total, one) for total, one in zip(totals, some, strict=True)]
+        pairs = zip(weights, totals, strict=True)
+        gradients = (None if total is None else total.to(of.dtype) for of, total in pairs)
         return None, *gradients, *(None,) * 3
 
 
 def _gradients(
     x: Tensor,
+    weights: tuple[Any, ...],
     kernel_weights: list[Tensor],
-    bias: Tensor | None,
     grad: Tensor,
     at: Settings,
     next_at: Settings,
     wanted: Sequence[bool],
-) -> Iterator[Tensor | None]:
-    """Yield the gradients of weight, bias, next weight and next bias that a slice contributes."""
+) -> tuple[Tensor | None, ...]:
+    """What a slice adds to the gradients of weight, bias, next weight and next bias."""
+    _, bias, next_weight, _ = weights
     wants_weight, wants_bias, wants_next_weight, wants_next_bias = wanted
     kernel_weight, next_kernel_weight = kernel_weights
     between = _forward(x, kernel_weight, bias, at)
-    next_weight_gradient = _wgrad(between, grad, next_at) if wants_next_weight else None
+    of_next_weight = grad_by_wgrad(between, grad, next_at) if wants_next_weight else None
     if wants_weight or wants_bias:
-        grad_between = dgrad_operator(
-            grad,
-            next_kernel_weight,
-            None,
-            next_at.big_size,
-            next_at.stride,
-            next_at.padding,
-            "identity",
-            0.0,
-            next_at.implementation,
-        )
-        if at.activation != "identity":
-            ACTIVATIONS[at.activation].backward_in_place(grad_between, between, at.negative_slope)
-        del between
-    yield _wgrad(x, grad_between, at) if wants_weight else None
-    yield bias_gradient(grad_between) if wants_bias else None
-    yield next_weight_gradient
-    yield bias_gradient(grad) if wants_next_bias else None
-
-
-def _wgrad(big: Tensor, small: Tensor, at: Settings) -> Tensor:
-    dtype = torch.promote_types(at.weight_dtype, torch.float32)
-    return wgrad_operator(
-        big, small, at.kernel_size, at.stride, at.padding, dtype, at.implementation
+        grad_between = grad_by_dgrad(grad, next_weight, next_kernel_weight, next_at)
+        ACTIVATIONS[at.activation].backward_in_place(grad_between, between, at.negative_slope)
+    del between
+    return (
+        grad_by_wgrad(x, grad_between, at) if wants_weight else None,
+        bias_gradient(grad_between) if wants_bias else None,
+        of_next_weight,
+        bias_gradient(grad) if wants_next_bias else None,
     )
 
 
